@@ -1,0 +1,73 @@
+# fivecrop: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A machine whose NVIDIA driver answers gets the GPU build of ONNX Runtime.
+VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# The development environment serves too.
+SERVING := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.$(VARIANT))
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
+RECIPE ?= training/recipes/cifar10-airbench.toml
+SEED ?= 0
+
+.PHONY: help setup fmt check test e2e serve train export bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.tools: requirements/tools.txt
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fivecrop needs Python 3.11 or newer")'
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# .venv/.cpu and .venv/.gpu serve; .venv/.dev also trains, tests and measures.
+$(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.tools
+	@echo "installing requirements/$*.txt into $(VENV)" >&2
+	$(INSTALL) --require-hashes -r $<
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.dev ## make the development environment (with torch)
+
+fmt: $(VENV)/.dev ## format the code
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of running it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate-proto --check
+	$(BIN)/python scripts/write-settings-table --check
+	$(BIN)/mypy
+
+test: $(VENV)/.dev ## run the tests that start no server and train no model
+	$(BIN)/pytest -m "not e2e"
+
+e2e: $(VENV)/.dev ## run the tests that start real servers and train a real model
+	scripts/install-system-packages.sh prometheus
+	$(BIN)/pytest -m e2e
+
+serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
+	$(BIN)/fivecrop serve
+
+train: $(VENV)/.dev ## train RECIPE with SEED into runs/
+	$(BIN)/fivecrop train $(RECIPE) --seed $(SEED)
+
+export: $(VENV)/.dev ## export RUN as NAME into exported_models/
+	$(BIN)/fivecrop export $(RUN) --name $(NAME)
+
+bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 30 minutes)
+	scripts/install-system-packages.sh wrk
+	$(BIN)/python -m benchmarks.run
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: $(VENV)/.tools ## renew the locks under requirements/
+	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
+	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt
+
+clean: ## remove the environment, caches and benchmark files; runs/ and exported_models/ stay
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,1 @@
+"""fivecrop serves image-classifier bundles over HTTP and gRPC."""

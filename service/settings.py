@@ -1,0 +1,231 @@
+"""Every setting of a running service, read once from `FIVECROP_*` variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+PREFIX = "FIVECROP_"
+
+
+class ProviderChoice(StrEnum):
+    """Where models run; `auto` takes CUDA when it works and the CPU otherwise."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+    OPENVINO = "openvino"
+
+
+class VariantChoice(StrEnum):
+    """Which file of a bundle runs; `auto` takes fp16 on CUDA when the bundle has it, else fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Settings(BaseSettings):
+    """What an operator may choose. Facts of a model are never settings: its bundle holds them."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
+    http_port: int = Field(3000, ge=1, le=65535, description="Port of HTTP.")
+    grpc_port: int = Field(3001, ge=1, le=65535, description="Port of gRPC.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Worker processes. One is best on a CPU; on GPUs use at least one a device.",
+    )
+
+    model_repository: Path = Field(
+        Path("exported_models"), description="Folder of bundles: NAME/VERSION/bundle.json."
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated NAME or NAME@VERSION to serve; "
+        "empty serves the newest version of every bundle.",
+    )
+    default_model: str | None = Field(
+        None, description="Model of a request that names none; may be left out when one is served."
+    )
+    provider: ProviderChoice = Field(
+        ProviderChoice.AUTO, description="ONNX Runtime execution provider."
+    )
+    require_gpu: bool = Field(
+        False, description="Refuse to start, instead of serving on the CPU, when CUDA is missing."
+    )
+    variant: VariantChoice = Field(
+        VariantChoice.AUTO, description="Precision variant of each bundle to run."
+    )
+    compute_threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Threads that decode images (and, on a CPU, run models); "
+        "0 takes the cores of this process divided by the workers.",
+    )
+
+    max_batch_views: int | None = Field(
+        None, ge=1, le=4096, description="Views in one batch; by default 16 on a CPU, 64 on a GPU."
+    )
+    max_batch_delay_ms: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Longest wait of an idle engine for a fuller batch, in milliseconds; "
+        "by default 0 on a CPU, 2 on a GPU.",
+    )
+    max_queue_views: int = Field(
+        512, ge=1, le=1_000_000, description="Views admitted and not yet answered; more is refused."
+    )
+    max_queue_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1,
+        description="Encoded bytes admitted and not yet answered; more is refused.",
+    )
+    default_timeout_ms: float = Field(
+        10_000, gt=0, le=600_000, description="Deadline of a request that sets none."
+    )
+
+    max_body_bytes: int = Field(
+        10 * 1024 * 1024,
+        ge=1,
+        description="Largest HTTP body or gRPC message, in bytes; it is not read further.",
+    )
+    max_request_images: int = Field(32, ge=1, le=1024, description="Images in one HTTP request.")
+    max_image_pixels: int = Field(
+        40_000_000, ge=1, description="Largest width times height of an image; checked undecoded."
+    )
+    max_image_side: int = Field(16_384, ge=1, description="Largest width or height, in pixels.")
+    max_jpeg_scans: int = Field(
+        100, ge=1, description="Scans of a progressive JPEG; each one costs a pass over the image."
+    )
+    image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("jpeg", "png", "webp"),
+        description="Comma-separated formats that are decoded; also known: gif, bmp, tiff.",
+    )
+    request_read_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."
+    )
+
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds that an idle HTTP connection is kept open; longer than the load "
+        "balancer in front keeps its own, so that it never sends into a closed one.",
+    )
+    drain_s: float = Field(
+        5.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM that requests are still accepted while readiness says "
+        "no; at least two probe periods of the load balancer.",
+    )
+    shutdown_grace_s: float = Field(
+        25.0, ge=0, le=600, description="Seconds for requests in flight to finish after that."
+    )
+    log_level: str = Field(
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="debug, info, warning or error.",
+    )
+    access_log: bool = Field(False, description="Log a line for each request.")
+    metric_labels: int = Field(
+        200,
+        ge=0,
+        description="Class labels counted one by one in fivecrop_predictions_total; "
+        "later ones are counted as `other`.",
+    )
+    metrics_folder: Path | None = Field(
+        None,
+        description="Folder that several workers share their metrics in; "
+        "`fivecrop serve` makes a fresh one, in this one when it is set.",
+    )
+    supervisor_fd: int | None = Field(
+        None,
+        ge=3,
+        description="Open file on which a worker tells `fivecrop serve` that it is ready; "
+        "set by that command, never by hand.",
+    )
+
+    @field_validator("models", "image_formats", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("image_formats")
+    @classmethod
+    def _check_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = {"jpeg", "png", "webp", "gif", "bmp", "tiff"}
+        if not value or not set(value) <= known:
+            raise ValueError(f"expected some of {', '.join(sorted(known))}")
+        return value
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Returns the settings of this process, `overrides` first, then `FIVECROP_*` variables.
+
+    pydantic-settings does not notice a misspelt variable by itself, so the names are checked here.
+
+    Raises:
+        SettingsError: A variable is unknown or a value is out of its bounds; one line.
+    """
+    names = os.environ if environment is None else environment
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    if unknown := sorted(n for n in names if n.upper().startswith(PREFIX) and n not in known):
+        raise SettingsError(f"unknown setting {', '.join(unknown)}")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"setting {PREFIX}{name.upper()}: {first['msg']}") from error
+
+
+def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:
+    """Returns the environment that gives a worker process exactly these settings.
+
+    Paths become absolute, because a worker runs in another folder. What libraries read from the
+    environment, and only when they are imported, is set here too.
+
+    Args:
+        settings: Of the worker.
+        scratch: A folder that goes when the server ends.
+    """
+    environment = {n: v for n, v in os.environ.items() if not n.upper().startswith(PREFIX)}
+    for name, value in settings:
+        if value is not None:
+            environment[PREFIX + name.upper()] = _format_value(value)
+    # prometheus_client shares values between processes whenever this is set; one worker alone is
+    # better off without, because then it can also show the metrics of its process.
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if settings.metrics_folder is not None:
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_folder.absolute())
+    # BentoML makes five folders under its home; by default in the home of the user.
+    environment.setdefault("BENTOML_HOME", str(scratch.absolute() / "bentoml"))
+    # NumPy's BLAS is not used for anything here, yet would start a thread for each core.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return environment
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
