@@ -1,0 +1,215 @@
+"""The folder of bundles: find them, verify them, publish a new one atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.bundle.manifest import (
+    NAME_PATTERN,
+    FileRecord,
+    Golden,
+    Manifest,
+    Variant,
+)
+from service.errors import BundleError
+
+MANIFEST_FILE = "bundle.json"
+GOLDEN_FILE = "golden/golden.json"
+# Work in progress starts with a dot, which no model name does, so it is never picked up.
+_STAGING_PREFIX = ".staging-"
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle whose manifest was read; `digest` is the sha256 of its `bundle.json`."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        """NAME@VERSION, as users write it."""
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+    def variant(self, precision: str) -> Variant | None:
+        """Returns the variant of that precision, if the bundle has it."""
+        return next((v for v in self.manifest.variants if v.precision == precision), None)
+
+
+def list_versions(repository: Path) -> dict[str, list[int]]:
+    """Returns the versions of every model in a repository, oldest first; nothing is opened.
+
+    Raises:
+        BundleError: The repository is not a readable folder.
+    """
+    try:
+        names = [p for p in repository.iterdir() if NAME_PATTERN.fullmatch(p.name) and p.is_dir()]
+        found = {
+            folder.name: sorted(
+                int(p.name)
+                for p in folder.iterdir()
+                if p.name.isascii() and p.name.isdigit() and (p / MANIFEST_FILE).is_file()
+            )
+            for folder in sorted(names)
+        }
+    except OSError as error:
+        raise BundleError(f"model repository {repository}: {error.strerror}") from error
+    return {name: versions for name, versions in found.items() if versions}
+
+
+def resolve(repository: Path, reference: str) -> Path:
+    """Returns the folder of NAME (its newest version) or NAME@VERSION.
+
+    Raises:
+        BundleError: The repository has no such bundle.
+    """
+    name, _, version = reference.partition("@")
+    versions = list_versions(repository).get(name, [])
+    if not versions:
+        raise BundleError(f"no bundle {name!r} in {repository}")
+    if not version:
+        return repository / name / str(versions[-1])
+    if version not in map(str, versions):
+        known = ", ".join(map(str, versions))
+        raise BundleError(f"bundle {name!r} has no version {version!r}; it has {known}")
+    return repository / name / version
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Returns the bundle in `folder` after parsing and cross-checking its manifest.
+
+    Raises:
+        BundleError: The manifest is absent, does not parse, or contradicts itself or the folder.
+    """
+    content, manifest = _read(folder / MANIFEST_FILE, Manifest)
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise BundleError(
+            f"{folder} holds {manifest.name}@{manifest.version}; folders are NAME/VERSION"
+        )
+    return Bundle(folder=folder, manifest=manifest, digest=hashlib.sha256(content).hexdigest())
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """Returns the golden samples of a bundle.
+
+    Raises:
+        BundleError: `golden.json` does not parse, or contradicts the manifest.
+    """
+    _, golden = _read(bundle.folder / GOLDEN_FILE, Golden)
+    classes = len(bundle.manifest.labels)
+    for sample in golden.samples:
+        if sample.file not in bundle.manifest.files:
+            raise BundleError(f"{bundle.reference}: {sample.file} is not in the manifest")
+        if len(sample.probabilities) != classes or max(sample.top) >= classes:
+            raise BundleError(f"{bundle.reference}: {sample.file} is not about {classes} classes")
+    return golden
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Proves that every file of the bundle is the one that was published.
+
+    One flipped bit in the weights loads in ONNX Runtime and changes answers; this is why it never
+    serves.
+
+    Raises:
+        BundleError: A file is missing, lies outside the folder, or has another size or sha256.
+    """
+    records: dict[str, FileRecord | Variant] = dict(bundle.manifest.files)
+    records |= {variant.file: variant for variant in bundle.manifest.variants}
+    root = bundle.folder.resolve()
+    for name, record in sorted(records.items()):
+        path = bundle.folder / name
+        if not path.resolve().is_relative_to(root):
+            raise BundleError(f"{bundle.reference}: {name} lies outside the bundle")
+        try:
+            found = record_file(path)
+        except OSError as error:
+            raise BundleError(f"{bundle.reference}: {name}: {error.strerror}") from error
+        if (found.bytes, found.sha256) != (record.bytes, record.sha256):
+            raise BundleError(f"{bundle.reference}: {name} is not the file that was published")
+
+
+def record_file(path: Path) -> FileRecord:
+    """Returns the size and sha256 of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileRecord(sha256=digest.hexdigest(), bytes=file.tell())
+
+
+@contextlib.contextmanager
+def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
+    """Yields an empty staging folder and the next version; publishes the folder when all went well.
+
+    The body writes the whole bundle, `bundle.json` included. The folder is checked, synced to disk
+    and renamed; when anything raises, nothing appears in the repository.
+
+    Raises:
+        BundleError: The name is not allowed, or what was written is not a bundle.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise BundleError(f"{name!r} is not a model name: {NAME_PATTERN.pattern}")
+    repository.mkdir(parents=True, exist_ok=True)
+    version = max(list_versions(repository).get(name, [0])) + 1
+    with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=repository) as parent:
+        staging = Path(parent) / name / str(version)
+        staging.mkdir(parents=True)
+        yield staging, version
+        bundle = read_bundle(staging)
+        verify_files(bundle)
+        read_golden(bundle)
+        _sync(staging)
+        final = repository / name / str(version)
+        final.parent.mkdir(exist_ok=True)
+        try:
+            staging.rename(final)
+        except OSError as error:
+            raise BundleError(f"{name}@{version} was published by someone else") from error
+        _sync_folder(final.parent)
+
+
+def _read(path: Path, kind: type[_M]) -> tuple[bytes, _M]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error
+    try:
+        return content, kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        where = f" at {where}" if where else ""
+        raise BundleError(f"{path}{where}: {first['msg']}") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
