@@ -1,0 +1,245 @@
+"""Dynamic batching: one bounded queue under both protocols and every model, and its threads.
+
+On a CPU each thread both decodes and runs models, as many threads as cores: anything more only adds
+switching (docs/decisions.md). With a GPU the threads decode and one more feeds the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ErrorCode, RequestError
+from service.metrics import Metrics
+from service.schedule import Job, Lane, Outcome, Prepare, Run, Schedule, Wait
+
+logger = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Admits jobs within bounds, decodes them, runs them in batches, finishes each exactly once."""
+
+    def __init__(
+        self,
+        *,
+        compute_threads: int,
+        device_threads: int,
+        max_queue_views: int,
+        max_queue_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        """Starts the threads.
+
+        Args:
+            compute_threads: Threads that decode and, when `device_threads` is 0, run models.
+            device_threads: Threads that only run models: one a GPU.
+            max_queue_views: Views admitted and not yet finished.
+            max_queue_bytes: Encoded bytes admitted and not yet finished.
+            metrics: Where batches, queue and drops are counted.
+        """
+        self._max_queue_views = max_queue_views
+        self._max_queue_bytes = max_queue_bytes
+        self._metrics = metrics
+        self._schedule = Schedule(self._drop)
+        self._views = 0
+        self._bytes = 0
+        self._is_closing = False
+        self._is_stopped = False
+        self._seconds_per_view = 0.0
+        self._lock = threading.Lock()
+        self._encoded_news = threading.Condition(self._lock)
+        self._ready_news = threading.Condition(self._lock) if device_threads else self._encoded_news
+        self._emptied = threading.Condition(self._lock)
+        runs = device_threads == 0
+        self._threads = [
+            threading.Thread(
+                target=self._work,
+                kwargs={"news": self._encoded_news, "decodes": True, "runs": runs},
+                name=f"fivecrop-compute-{index}",
+                daemon=True,
+            )
+            for index in range(compute_threads)
+        ] + [
+            threading.Thread(
+                target=self._work,
+                kwargs={"news": self._ready_news, "decodes": False, "runs": True},
+                name=f"fivecrop-device-{index}",
+                daemon=True,
+            )
+            for index in range(device_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def add_lane(self, lane: Lane) -> None:
+        """Lets a model take part; its jobs may be submitted from now on."""
+        with self._lock:
+            self._schedule.add_lane(lane)
+
+    def submit(self, job: Job) -> None:
+        """Admits a job, before any work was done for it.
+
+        Raises:
+            RequestError: `overloaded` when a bound is reached, `draining` after `close` began.
+        """
+        with self._lock:
+            if self._is_closing:
+                self._metrics.count_rejected("draining")
+                raise _draining()
+            views, size = self._views + job.view_count, self._bytes + job.encoded_bytes
+            if views > self._max_queue_views or size > self._max_queue_bytes:
+                self._metrics.count_rejected("queue_full")
+                raise RequestError(
+                    ErrorCode.OVERLOADED,
+                    "the queue is full",
+                    retry_after_s=self._views * self._seconds_per_view,
+                )
+            self._set_admitted(views, size)
+            job.admitted_at = time.monotonic()
+            self._schedule.add_encoded(job)
+            self._encoded_news.notify()
+
+    def close(self, timeout_s: float) -> bool:
+        """Refuses new jobs, waits for the admitted ones and stops the threads.
+
+        Jobs that still wait after `timeout_s` are finished with `draining`; then False is returned.
+        """
+        ends = time.monotonic() + timeout_s
+        with self._lock:
+            self._is_closing = True
+            is_empty = self._emptied.wait_for(lambda: self._views == 0, timeout_s)
+            self._is_stopped = True
+            left = self._schedule.take_all()
+            self._encoded_news.notify_all()
+            self._ready_news.notify_all()
+        for job in left:
+            self._finish(job, _draining())
+        for thread in self._threads:
+            thread.join(max(0.1, ends - time.monotonic()))
+        return is_empty
+
+    def _work(self, *, news: threading.Condition, decodes: bool, runs: bool) -> None:
+        while True:
+            with self._lock:
+                work = self._take_work(news, decodes, runs)
+            if work is None:
+                return
+            if isinstance(work, Prepare):
+                self._prepare(work.job)
+            else:
+                self._run(work.lane, work.jobs, time.monotonic())
+
+    def _take_work(
+        self, news: threading.Condition, decodes: bool, runs: bool
+    ) -> Prepare | Run | None:
+        """Returns the next work, waiting for it; None when the threads are to stop."""
+        while not self._is_stopped:
+            work = self._schedule.next_work(time.monotonic(), decodes=decodes, runs=runs)
+            if not isinstance(work, Wait):
+                # News wakes one thread; when there is work for another, this one passes it on.
+                if self._schedule.has_waiting(decodes=decodes, runs=runs):
+                    news.notify()
+                return work
+            news.wait(work.seconds)
+        return None
+
+    def _prepare(self, job: Job) -> None:
+        start = time.monotonic()
+        try:
+            job.prepared = job.prepare()
+        except Exception as error:  # noqa: BLE001 - a job never takes its thread down
+            self._finish(job, error)
+            return
+        now = time.monotonic()
+        job.decode_s = now - start
+        with self._lock:
+            self._schedule.add_ready(job, now)
+            if self._ready_news is not self._encoded_news:
+                self._ready_news.notify()
+
+    def _run(self, lane: Lane, jobs: list[Job], start: float) -> None:
+        """Runs a batch; when it fails, its halves, so that one poison image fails alone."""
+        try:
+            probabilities = self._run_views(lane, [job.decoded.views for job in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                logger.exception("%s failed on one image", lane.name)
+                failure = RequestError(ErrorCode.INFERENCE_FAILED, "the model failed on this image")
+                failure.__cause__ = error
+                self._finish(jobs[0], failure)
+                return
+            logger.warning("%s failed on a batch of %d images: halved", lane.name, len(jobs))
+            middle = len(jobs) // 2
+            self._run(lane, jobs[:middle], start)
+            self._run(lane, jobs[middle:], start)
+            return
+        infer_s = time.monotonic() - start
+        self._seconds_per_view += 0.1 * (infer_s / len(probabilities) - self._seconds_per_view)
+        first = 0
+        for job in jobs:
+            rows = probabilities[first : first + job.view_count]
+            first += job.view_count
+            outcome = _outcome(
+                job, rows, batch_views=len(probabilities), start=start, infer_s=infer_s
+            )
+            self._finish(job, outcome)
+
+    def _run_views(self, lane: Lane, views: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        batch = views[0] if len(views) == 1 else np.concatenate(views)
+        parts = []
+        for start in range(0, len(batch), lane.max_batch_views):
+            part = batch[start : start + lane.max_batch_views]
+            self._metrics.observe_batch(lane.name, len(part))
+            parts.append(lane.run(part))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _drop(self, job: Job) -> None:
+        """Forgets a job that died waiting; called with the lock held."""
+        if job.is_cancelled:
+            reason, error = "cancelled", RequestError(ErrorCode.DEADLINE_EXCEEDED, "cancelled")
+        else:
+            reason = "expired"
+            error = RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed in the queue")
+        self._metrics.count_rejected(reason)
+        self._release(job)
+        job.finish(error)
+
+    def _finish(self, job: Job, outcome: Outcome | Exception) -> None:
+        with self._lock:
+            self._release(job)
+        job.finish(outcome)
+
+    def _release(self, job: Job) -> None:
+        self._set_admitted(self._views - job.view_count, self._bytes - job.encoded_bytes)
+        if self._views == 0:
+            self._emptied.notify_all()
+
+    def _set_admitted(self, views: int, size: int) -> None:
+        self._views, self._bytes = views, size
+        self._metrics.set_queue_views(views)
+
+
+def _outcome(
+    job: Job,
+    probabilities: NDArray[np.float32],
+    *,
+    batch_views: int,
+    start: float,
+    infer_s: float,
+) -> Outcome:
+    return Outcome(
+        probabilities=probabilities,
+        prepared=job.decoded,
+        batch_views=batch_views,
+        decode_s=job.decode_s,
+        queue_s=start - job.admitted_at - job.decode_s,
+        infer_s=infer_s,
+    )
+
+
+def _draining() -> RequestError:
+    return RequestError(ErrorCode.DRAINING, "the server is shutting down", retry_after_s=1.0)

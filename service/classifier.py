@@ -1,0 +1,308 @@
+"""READ FIRST. One image in, one calibrated answer out: admit, decode, batch, run, postprocess.
+
+Every edge (HTTP, gRPC) comes through `Classifier.classify`, so that an answer cannot depend on how
+it was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from service.batcher import Batcher
+from service.bundle.decode import Limits
+from service.bundle.manifest import TtaPolicy
+from service.bundle.postprocess import Prediction, average_views, predict
+from service.bundle.preprocess import TTA_POLICIES, count_views, is_tta_policy, prepare
+from service.errors import ErrorCode, RequestError
+from service.metrics import Metrics
+from service.models import Model, Models, load_models, make_batcher
+from service.schedule import Job, Outcome
+from service.settings import Settings
+
+# gRPC clients without a deadline send an infinite one.
+_LONGEST_TIMEOUT_MS = 600_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a client may ask for.
+
+    Attributes:
+        model: NAME or NAME@VERSION; None is the default model.
+        top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
+        tta: Test-time augmentation policy.
+        timeout_ms: Time left until the answer is worthless; None is the server's default.
+    """
+
+    model: str | None = None
+    top_k: int = 5
+    tta: str = "none"
+    timeout_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time of an answer went, in seconds."""
+
+    decode_s: float
+    queue_s: float
+    infer_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """The answer for one image.
+
+    Attributes:
+        model: Name of the model that answered.
+        version: Its version.
+        predictions: Best first; `score` is the calibrated probability.
+        abstained: Whether the best score is under the threshold that the bundle was given.
+        width: Of the image file, in pixels.
+        height: Of the image file, in pixels.
+        format: Of the image file.
+        views: Views whose probabilities were averaged.
+        batch_views: Views in the batch it ran in.
+        timings: Where the time went.
+    """
+
+    model: str
+    version: int
+    predictions: tuple[Prediction, ...]
+    abstained: bool
+    width: int
+    height: int
+    format: str
+    views: int
+    batch_views: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What clients and operators may know about a served model."""
+
+    name: str
+    version: int
+    provider: str
+    variant: str
+    is_default: bool
+    state: str
+    classes: int
+    input_height: int
+    input_width: int
+    digest: str
+    top1: float | None
+    labels: tuple[str, ...]
+
+
+class Classifier:
+    """Answers requests with the live models, through one batcher."""
+
+    def __init__(
+        self, *, models: Models, batcher: Batcher, settings: Settings, metrics: Metrics
+    ) -> None:
+        """Makes a classifier that is ready: its models have proved themselves."""
+        self._models = models
+        self._batcher = batcher
+        self._settings = settings
+        self._metrics = metrics
+        self._limits = Limits(
+            max_pixels=settings.max_image_pixels,
+            max_side=settings.max_image_side,
+            max_jpeg_scans=settings.max_jpeg_scans,
+            formats=settings.image_formats,
+        )
+        self._is_draining = False
+
+    @classmethod
+    def build(cls, settings: Settings, metrics: Metrics, *, device: int = 0) -> Classifier:
+        """Returns a classifier over the models that the settings name, proved on this machine.
+
+        Raises:
+            StartError: A model cannot be served.
+        """
+        models = load_models(settings, metrics, device=device)
+        batcher = make_batcher(models, settings, metrics)
+        return cls(models=models, batcher=batcher, settings=settings, metrics=metrics)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a load balancer should send requests here."""
+        return not self._is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is about to stop; requests are still answered."""
+        return self._is_draining
+
+    def start_drain(self) -> None:
+        """Makes the server look not ready, while it goes on answering."""
+        self._is_draining = True
+
+    async def close(self) -> None:
+        """Waits for what is in flight, then stops the threads."""
+        self._is_draining = True
+        await asyncio.to_thread(self._batcher.close, self._settings.shutdown_grace_s)
+
+    async def classify(self, image: bytes, options: Options) -> Classification:
+        """Returns the answer for one encoded image.
+
+        When the caller is cancelled its job is dropped before it runs, and its batch neighbours
+        notice nothing.
+
+        Raises:
+            RequestError: The image, an option or the state of the server prevents an answer.
+        """
+        start = time.monotonic()
+        model = self._models.find(options.model)
+        tta, timeout_s = self._check(options)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Outcome] = loop.create_future()
+        job = Job(
+            lane=model.lane,
+            prepare=partial(
+                prepare, image, model.bundle.manifest.preprocess, tta=tta, limits=self._limits
+            ),
+            view_count=count_views(tta),
+            encoded_bytes=len(image),
+            deadline=start + timeout_s,
+            finish=partial(_settle_soon, loop, answer),
+        )
+        self._batcher.submit(job)
+        # The queue drops what is late, but its caller is told at the deadline, not at its turn.
+        timer = loop.call_later(timeout_s, _settle, answer, _late())
+        try:
+            outcome = await answer
+        except asyncio.CancelledError:
+            job.is_cancelled = True
+            raise
+        finally:
+            timer.cancel()
+        return self._conclude(model, outcome, options.top_k, start)
+
+    async def classify_many(
+        self, images: Sequence[bytes], options: Options
+    ) -> list[Classification | RequestError]:
+        """Returns an answer or an error for each image; one bad image never fails its neighbours.
+
+        Raises:
+            RequestError: The options are wrong, whatever the images are.
+        """
+        self._models.find(options.model)
+        self._check(options)
+        results = await asyncio.gather(
+            *(self.classify(image, options) for image in images), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, RequestError):
+                raise result
+        return cast("list[Classification | RequestError]", results)
+
+    def describe_models(self) -> list[ModelDescription]:
+        """Returns what is served, by name and version."""
+        return [self._describe(model) for model in self._models]
+
+    def describe_model(self, reference: str) -> ModelDescription:
+        """Returns one served model.
+
+        Raises:
+            RequestError: `model_not_found`.
+        """
+        return self._describe(self._models.find(reference))
+
+    def _check(self, options: Options) -> tuple[TtaPolicy, float]:
+        """Returns the policy and the seconds left, refusing what has no meaning."""
+        if options.top_k < 1:
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "top_k must be at least 1")
+        if not is_tta_policy(options.tta):
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, f"tta must be one of {', '.join(TTA_POLICIES)}"
+            )
+        timeout_ms = options.timeout_ms
+        if timeout_ms is None:
+            timeout_ms = self._settings.default_timeout_ms
+        if math.isnan(timeout_ms):
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
+        if timeout_ms <= 0:
+            raise _late()
+        return cast("TtaPolicy", options.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
+
+    def _conclude(self, model: Model, outcome: Outcome, top_k: int, start: float) -> Classification:
+        ran = time.monotonic()
+        probabilities = average_views(outcome.probabilities)
+        predictions = predict(probabilities, model.labels, top_k)
+        best = predictions[0]
+        end = time.monotonic()
+        metrics = self._metrics
+        metrics.observe_stage("decode", outcome.decode_s)
+        metrics.observe_stage("queue", outcome.queue_s)
+        metrics.observe_stage("infer", outcome.infer_s)
+        metrics.observe_stage("postprocess", end - ran)
+        metrics.observe_prediction(model.name, model.version, best.label, best.score)
+        threshold = model.bundle.manifest.decision.abstain_below
+        return Classification(
+            model=model.name,
+            version=model.version,
+            predictions=predictions,
+            abstained=threshold is not None and best.score < threshold,
+            width=outcome.prepared.width,
+            height=outcome.prepared.height,
+            format=outcome.prepared.format,
+            views=len(outcome.probabilities),
+            batch_views=outcome.batch_views,
+            timings=Timings(
+                decode_s=outcome.decode_s,
+                queue_s=outcome.queue_s,
+                infer_s=outcome.infer_s,
+                total_s=end - start,
+            ),
+        )
+
+    def _describe(self, model: Model) -> ModelDescription:
+        manifest = model.bundle.manifest
+        measured = [m for m in manifest.metrics if m.variant == model.variant.precision]
+        return ModelDescription(
+            name=model.name,
+            version=model.version,
+            provider=model.engine.provider,
+            variant=model.variant.precision,
+            is_default=self._models.is_default(model),
+            state="ready",
+            classes=len(model.labels),
+            input_height=manifest.input.height,
+            input_width=manifest.input.width,
+            digest=model.bundle.digest,
+            top1=measured[0].top1 if measured else None,
+            labels=model.labels,
+        )
+
+
+def _late() -> RequestError:
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before an answer")
+
+
+def _settle(answer: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _settle_soon(
+    loop: asyncio.AbstractEventLoop,
+    answer: asyncio.Future[Outcome],
+    outcome: Outcome | Exception,
+) -> None:
+    """Hands a worker thread's outcome to the event loop."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_settle, answer, outcome)

@@ -1,0 +1,183 @@
+"""Prometheus metrics of one server: base units, bounded labels, made at start-up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
+_VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_OTHER = "other"
+
+
+class Metrics:
+    """What the server counts. One instance a process, handed down by the composition root."""
+
+    def __init__(self, *, max_labels: int = 200, shared_folder: Path | None = None) -> None:
+        """Makes the metrics.
+
+        Args:
+            max_labels: Class labels counted one by one; later ones are counted as `other`.
+            shared_folder: Where several workers keep their values; `/metrics` of each then shows
+                the sum. prometheus_client reads the same folder from its own environment variable.
+        """
+        self._shared_folder = shared_folder
+        self._max_labels = max_labels
+        self._labels: set[tuple[str, str, str]] = set()
+        # A series a counter that says when it was made; nobody asks for it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self._registry = CollectorRegistry()
+        if shared_folder is None:
+            # These read the process that answers the scrape, so they cannot be merged.
+            ProcessCollector(registry=registry)
+            GCCollector(registry=registry)
+        self._requests = Counter(
+            "fivecrop_requests",
+            "Requests answered.",
+            ("transport", "route", "code"),
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "fivecrop_request_seconds",
+            "Time from the first byte of a request to its answer.",
+            ("transport",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "fivecrop_stage_seconds",
+            "Time of an image in one stage of the walk.",
+            ("stage",),
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self._batch_views = Histogram(
+            "fivecrop_batch_views",
+            "Views in a batch that ran.",
+            ("model",),
+            buckets=_VIEWS,
+            registry=registry,
+        )
+        self._queue_views = Gauge(
+            "fivecrop_queue_views",
+            "Views admitted and not yet answered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._inflight = Gauge(
+            "fivecrop_inflight_requests",
+            "Requests being answered.",
+            ("transport",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._predictions = Counter(
+            "fivecrop_predictions",
+            "Images by the best class of their answer.",
+            ("model", "version", "label"),
+            registry=registry,
+        )
+        self._top1_score = Histogram(
+            "fivecrop_top1_score",
+            "Probability of the best class.",
+            ("model",),
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "fivecrop_model_info",
+            "1 for each model that serves; what and where in the labels.",
+            ("model", "version", "variant", "provider", "digest"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._rejected = Counter(
+            "fivecrop_rejected",
+            "Images that were admitted too late or not at all.",
+            ("reason",),
+            registry=registry,
+        )
+        # So that a rate over a reason that has not happened yet is 0, not nothing.
+        for reason in ("queue_full", "draining", "expired", "cancelled"):
+            self._rejected.labels(reason)
+        self._model_load_failures = Counter(
+            "fivecrop_model_load_failures",
+            "Bundles that were not served because they did not prove themselves.",
+            ("model",),
+            registry=registry,
+        )
+
+    def observe_request(self, *, transport: str, route: str, code: str, seconds: float) -> None:
+        """Counts an answered request; `route` is a template, `code` an error code or `ok`."""
+        self._requests.labels(transport, route, code).inc()
+        self._request_seconds.labels(transport).observe(seconds)
+
+    @contextlib.contextmanager
+    def track_inflight(self, transport: str) -> Iterator[None]:
+        """Counts a request as being answered while the body runs."""
+        gauge = self._inflight.labels(transport)
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.dec()
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Records the time of one image in decode, queue, infer or postprocess."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
+    def observe_batch(self, model: str, views: int) -> None:
+        """Records the size of a batch that is about to run."""
+        self._batch_views.labels(model).observe(views)
+
+    def set_queue_views(self, views: int) -> None:
+        """Shows how many views are admitted and not yet answered."""
+        self._queue_views.set(views)
+
+    def count_rejected(self, reason: str) -> None:
+        """Counts an image refused or dropped: queue_full, draining, expired or cancelled."""
+        self._rejected.labels(reason).inc()
+
+    def observe_prediction(self, model: str, version: int, label: str, score: float) -> None:
+        """Counts the best class of an answer."""
+        key = (model, str(version), label)
+        if key not in self._labels:
+            if len(self._labels) >= self._max_labels:
+                key = (model, str(version), _OTHER)
+            else:
+                self._labels.add(key)
+        self._predictions.labels(*key).inc()
+        self._top1_score.labels(model).observe(score)
+
+    def show_model(
+        self, *, model: str, version: int, variant: str, provider: str, digest: str
+    ) -> None:
+        """Shows a model as serving."""
+        self._model_info.labels(model, str(version), variant, provider, digest[:12]).set(1)
+
+    def count_load_failure(self, model: str) -> None:
+        """Counts a bundle that did not prove itself."""
+        self._model_load_failures.labels(model).inc()
+
+    def render(self) -> tuple[bytes, str]:
+        """Returns the text for a scrape, of all workers when they share a folder, and its type."""
+        registry = self._registry
+        if self._shared_folder is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST

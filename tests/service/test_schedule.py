@@ -1,0 +1,233 @@
+"""The schedule's decisions, without threads: hypothesis plays the clock, the clients and the threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.bundle.preprocess import PreparedImage
+from service.schedule import Job, Lane, Prepare, Run, Schedule, Wait
+
+
+def make_lane(name="a", *, max_batch=4, good_batch=1, delay_s=0.0):
+    return Lane(
+        name=name,
+        run=lambda views: np.zeros((len(views), 2), np.float32),
+        max_batch_views=max_batch,
+        good_batch_views=good_batch,
+        max_delay_s=delay_s,
+    )
+
+
+def make_job(lane, *, views=1, deadline=1e9):
+    image = PreparedImage(
+        views=np.zeros((views, 1, 1, 3), np.uint8), width=1, height=1, format="png"
+    )
+    return Job(
+        lane=lane,
+        prepare=lambda: image,
+        view_count=views,
+        encoded_bytes=1,
+        deadline=deadline,
+        finish=lambda outcome: None,
+    )
+
+
+@pytest.fixture
+def dropped():
+    return []
+
+
+@pytest.fixture
+def schedule(dropped):
+    return Schedule(dropped.append)
+
+
+def test_an_idle_schedule_waits_for_news(schedule):
+    schedule.add_lane(make_lane())
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Wait(None)
+
+
+def test_a_thread_that_does_both_decodes_until_a_good_batch_is_ready(schedule):
+    lane = make_lane(good_batch=2)
+    schedule.add_lane(lane)
+    jobs = [make_job(lane) for _ in range(3)]
+    for job in jobs:
+        schedule.add_encoded(job)
+    for job in jobs[:2]:
+        work = schedule.next_work(0.0, decodes=True, runs=True)
+        assert work == Prepare(job)
+        schedule.add_ready(job, 0.0)
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Run(lane, jobs[:2])
+
+
+def test_an_idle_engine_with_no_delay_runs_at_once(schedule):
+    lane = make_lane(good_batch=8)
+    schedule.add_lane(lane)
+    job = make_job(lane)
+    schedule.add_ready(job, 5.0)
+    assert schedule.next_work(5.0, decodes=True, runs=True) == Run(lane, [job])
+
+
+def test_an_idle_engine_waits_no_longer_than_the_delay(schedule):
+    lane = make_lane(good_batch=8, delay_s=0.002)
+    schedule.add_lane(lane)
+    job = make_job(lane)
+    schedule.add_ready(job, 5.0)
+    assert schedule.next_work(5.0, decodes=False, runs=True) == Wait(pytest.approx(0.002))
+    assert schedule.next_work(5.003, decodes=False, runs=True) == Run(lane, [job])
+
+
+def test_a_full_batch_does_not_wait(schedule):
+    lane = make_lane(good_batch=2, max_batch=2, delay_s=10)
+    schedule.add_lane(lane)
+    jobs = [make_job(lane) for _ in range(3)]
+    for job in jobs:
+        schedule.add_ready(job, 0.0)
+    assert schedule.next_work(0.0, decodes=False, runs=True) == Run(lane, jobs[:2])
+
+
+def test_models_take_turns(schedule):
+    a, b = make_lane("a"), make_lane("b")
+    schedule.add_lane(a)
+    schedule.add_lane(b)
+    for _ in range(3):
+        schedule.add_ready(make_job(a, views=4), 0.0)
+    schedule.add_ready(make_job(b), 0.0)
+    order = [schedule.next_work(0.0, decodes=True, runs=True).lane.name for _ in range(4)]
+    assert order == ["a", "b", "a", "a"]
+
+
+def test_a_flood_for_one_model_does_not_starve_another_of_decoding(schedule):
+    flooded, other = make_lane("flooded", good_batch=2), make_lane("other", good_batch=2)
+    schedule.add_lane(flooded)
+    schedule.add_lane(other)
+    for _ in range(100):
+        schedule.add_encoded(make_job(flooded))
+    schedule.add_encoded(make_job(other))
+    decoded = []
+    for _ in range(2):
+        work = schedule.next_work(0.0, decodes=True, runs=False)
+        decoded.append(work.job.lane.name)
+    assert sorted(decoded) == ["flooded", "other"]
+
+
+def test_dead_jobs_are_dropped_before_any_work(schedule, dropped):
+    lane = make_lane(good_batch=1)
+    schedule.add_lane(lane)
+    late, cancelled, alive = make_job(lane, deadline=1.0), make_job(lane), make_job(lane)
+    for job in (late, cancelled, alive):
+        schedule.add_encoded(job)
+    cancelled.is_cancelled = True
+    assert schedule.next_work(2.0, decodes=True, runs=True) == Prepare(alive)
+    assert dropped == [late, cancelled]
+
+
+def test_a_job_that_dies_between_decoding_and_its_batch_is_not_run(schedule, dropped):
+    lane = make_lane(good_batch=2)
+    schedule.add_lane(lane)
+    late, alive = make_job(lane, deadline=1.0), make_job(lane)
+    schedule.add_ready(late, 0.0)
+    schedule.add_ready(alive, 0.0)
+    assert schedule.next_work(2.0, decodes=True, runs=True) == Run(lane, [alive])
+    assert dropped == [late]
+
+
+def test_a_schedule_full_of_dead_jobs_empties_itself(schedule, dropped):
+    lane = make_lane()
+    schedule.add_lane(lane)
+    for _ in range(5):
+        schedule.add_ready(make_job(lane, deadline=1.0), 0.0)
+    assert schedule.next_work(2.0, decodes=True, runs=True) == Wait(None)
+    assert len(dropped) == 5
+    assert lane.ready_views == 0
+
+
+def test_a_job_larger_than_a_batch_runs_alone(schedule):
+    lane = make_lane(max_batch=4, good_batch=4)
+    schedule.add_lane(lane)
+    big, small = make_job(lane, views=10), make_job(lane)
+    schedule.add_ready(big, 0.0)
+    schedule.add_ready(small, 0.0)
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Run(lane, [big])
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Run(lane, [small])
+
+
+def test_a_dead_job_waiting_to_be_decoded_does_not_hold_up_a_ready_one(schedule, dropped):
+    lane = make_lane(good_batch=2)
+    schedule.add_lane(lane)
+    alive, late = make_job(lane), make_job(lane, deadline=0.0)
+    schedule.add_ready(alive, 0.0)
+    schedule.add_encoded(late)
+    assert schedule.next_work(1.0, decodes=True, runs=True) == Run(lane, [alive])
+    assert dropped == [late]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.integers(0, 2),
+            st.integers(1, 10),
+            st.one_of(st.just(1e9), st.floats(0, 5)),
+        ),
+        st.tuples(st.just("cancel"), st.integers(0, 50)),
+        st.tuples(st.just("tick"), st.floats(0, 1)),
+        st.tuples(st.just("work"), st.sampled_from([(True, True), (True, False), (False, True)])),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=steps, good=st.integers(1, 8), delay=st.floats(0, 0.5))
+def test_every_job_ends_once_in_order_within_its_batch_size(steps, good, delay):
+    dropped: list[Job] = []
+    schedule = Schedule(dropped.append)
+    lanes = [make_lane(n, max_batch=8, good_batch=good, delay_s=delay) for n in "abc"]
+    for lane in lanes:
+        schedule.add_lane(lane)
+    now, submitted, ran = 0.0, [], []
+
+    def work(decodes, runs):
+        todo = schedule.next_work(now, decodes=decodes, runs=runs)
+        if isinstance(todo, Prepare):
+            assert not todo.job.is_dead(now)
+            schedule.add_ready(todo.job, now)
+        elif isinstance(todo, Run):
+            assert not any(job.is_dead(now) for job in todo.jobs)
+            assert len(todo.jobs) == 1 or sum(j.view_count for j in todo.jobs) <= 8
+            assert {job.lane for job in todo.jobs} == {todo.lane}
+            ran.extend(todo.jobs)
+        return todo
+
+    for step, *arguments in steps:
+        if step == "submit":
+            lane, views, deadline = arguments
+            job = make_job(lanes[lane], views=views, deadline=deadline)
+            submitted.append(job)
+            schedule.add_encoded(job)
+        elif step == "cancel" and arguments[0] < len(submitted):
+            submitted[arguments[0]].is_cancelled = True
+        elif step == "tick":
+            now += arguments[0]
+        elif step == "work":
+            work(*arguments[0])
+    # An idle thread that does both empties everything, waiting at most the delay each time.
+    while True:
+        todo = work(True, True)
+        if isinstance(todo, Wait):
+            if todo.seconds is None:
+                break
+            assert todo.seconds <= delay + 1e-9
+            now += todo.seconds + 1e-9
+
+    assert Counter(map(id, submitted)) == Counter(map(id, [*ran, *dropped]))
+    for lane in lanes:
+        order = [submitted.index(job) for job in ran if job.lane is lane]
+        assert order == sorted(order)
+        assert lane.ready_views == 0
