@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import (
@@ -14,9 +14,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.gc_collector import GCCollector
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
@@ -28,24 +27,28 @@ _OTHER = "other"
 class Metrics:
     """What the server counts. One instance a process, handed down by the composition root."""
 
-    def __init__(self, *, max_labels: int = 200, shared_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_labels: int = 200,
+        shared_folder: Path | None = None,
+        collectors: Sequence[Collector] = (),
+    ) -> None:
         """Makes the metrics.
 
         Args:
             max_labels: Class labels counted one by one; later ones are counted as `other`.
             shared_folder: Where several workers keep their values; `/metrics` of each then shows
                 the sum. prometheus_client reads the same folder from its own environment variable.
+            collectors: What is read at each scrape, the same whichever worker answers it.
         """
         self._shared_folder = shared_folder
+        self._collectors = tuple(collectors)
         self._max_labels = max_labels
         self._labels: set[tuple[str, str, str]] = set()
         # A series a counter that says when it was made; nobody asks for it.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
-        if shared_folder is None:
-            # These read the process that answers the scrape, so they cannot be merged.
-            ProcessCollector(registry=registry)
-            GCCollector(registry=registry)
         self._requests = Counter(
             "fivecrop_requests",
             "Requests answered.",
@@ -176,8 +179,11 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """Returns the text for a scrape, of all workers when they share a folder, and its type."""
-        registry = self._registry
-        if self._shared_folder is not None:
-            registry = CollectorRegistry()
+        registry = CollectorRegistry()
+        for collector in self._collectors:
+            registry.register(collector)
+        if self._shared_folder is None:
+            registry.register(self._registry)
+        else:
             MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
