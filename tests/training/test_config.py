@@ -1,0 +1,105 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from training.config import dump_recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from training.errors import TrainingError
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+DIGITS = RECIPES / "digits-lenet5.toml"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_named_as_its_file(path):
+    assert load_recipe(path).name == path.stem
+
+
+def test_a_dumped_recipe_reads_back_equal(tmp_path):
+    recipe = load_recipe(DIGITS, ["train.epochs=2.5", "optim.clip_grad_norm=1"])
+    path = tmp_path / "recipe.json"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def test_a_dumped_recipe_spells_out_every_default():
+    plain = recipe_to_dict(load_recipe(DIGITS))
+    assert plain["optim"]["is_nesterov"] is True
+    assert plain["data"]["train"] is None
+
+
+def test_overrides_are_read_as_toml_and_else_as_text():
+    recipe = load_recipe(
+        DIGITS,
+        [
+            "optim.lr=1e-2",
+            "train.precision=fp32",
+            'name="other"',
+            "input.normalisation.mean=[0.1, 0.2, 0.3]",
+            "model.options.channels=3",
+        ],
+    )
+    assert recipe.optim.lr == 0.01
+    assert recipe.train.precision == "fp32"
+    assert recipe.name == "other"
+    assert recipe.input.normalisation.mean == (0.1, 0.2, 0.3)
+    assert recipe.model.options == {"channels": 3}
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = load_recipe(DIGITS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("optim.lrr=0.1", "optim.lrr: unknown key"),
+        ("optimizer.lr=0.1", "optimizer: unknown key"),
+        ("input.normalisation.sd=1", "input.normalisation.sd: unknown key"),
+        ("optim.lr=fast", "optim.lr: "),
+        ("optim.lr=-1", "optim.lr: "),
+        ("optim.lr=nan", "optim.lr: "),
+        ("optim.is_nesterov=1", "optim.is_nesterov: "),
+        ("train.batch_size=64.5", "train.batch_size: "),
+        ("train.epochs=0", "train.epochs: "),
+        ("name=../up", "name: "),
+        ("optim.lr.peak=1", "lr is no table"),
+        ("optim.lr", "expected key.path=value"),
+        ("optim..lr=1", "expected key.path=value"),
+        ("seed=2000-01-01", "date is not JSON"),
+        ("augment.erase_probability=0.1", "augment.erase_probability does nothing"),
+        ("data.classes=names.json", "data.classes does nothing"),
+        ("data.source=parquet", "needs data.train"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override, complaint):
+    with pytest.raises(TrainingError) as caught:
+        load_recipe(DIGITS, [override])
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_streaming_would_ignore_are_refused():
+    stream = "data.loading=stream"
+    with pytest.raises(TrainingError, match="translate_px does nothing"):
+        load_recipe(DIGITS, [stream])
+    with pytest.raises(TrainingError, match="alternating"):
+        load_recipe(
+            RECIPES / "cifar10-airbench.toml",
+            [stream, "augment.translate_px=0"],
+        )
+
+
+def test_a_missing_table_and_a_missing_file_are_named(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('name = "r"\n')
+    with pytest.raises(TrainingError, match="data: missing"):
+        load_recipe(path)
+    with pytest.raises(TrainingError, match=r"none\.toml: no such recipe"):
+        load_recipe(tmp_path / "none.toml")
+    path.write_text("name = \n")
+    with pytest.raises(TrainingError, match=r"r\.toml: Invalid value"):
+        load_recipe(path)

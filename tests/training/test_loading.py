@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from training.config import AugmentRecipe
+from training.loading import MemoryLoader, split_views
+
+COUNT, SIZE = 40, 6
+
+
+@pytest.fixture
+def views():
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8))
+
+
+def make_loader(views, *, seed=0, batch_size=8, **augment):
+    # Each label is the image's own number, so that a batch tells which image became what.
+    labels = torch.arange(len(views))
+    return MemoryLoader(views, labels, AugmentRecipe(**augment), batch_size=batch_size, seed=seed)
+
+
+def read_epoch(loader, epoch):
+    views, labels = zip(*loader.batches(epoch), strict=True)
+    return torch.cat(views), torch.cat(labels)
+
+
+def test_without_augmentation_every_image_comes_once_unchanged(views):
+    shown, labels = read_epoch(make_loader(views), 0)
+    assert sorted(labels.tolist()) == list(range(COUNT))
+    assert torch.equal(shown, views[labels])
+    assert shown.dtype == torch.uint8
+
+
+def test_a_last_batch_that_is_not_full_is_left_out(views):
+    loader = make_loader(views, batch_size=16)
+    assert loader.batches_per_epoch == 2
+    assert len(list(loader.batches(0))) == 2
+
+
+def test_epochs_and_seeds_differ_and_each_repeats_exactly(views):
+    options = {"flip": "random", "translate_px": 2}
+    first = read_epoch(make_loader(views, **options), 3)
+    again = read_epoch(make_loader(views, **options), 3)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    for other in (
+        read_epoch(make_loader(views, **options), 4),
+        read_epoch(make_loader(views, seed=1, **options), 3),
+    ):
+        assert not torch.equal(first[1], other[1])
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs(views):
+    loader = make_loader(views, flip="alternating")
+    sides = []
+    for epoch in range(4):
+        shown, labels = read_epoch(loader, epoch)
+        order = labels.argsort()
+        flipped = (shown[order] == views.flip(2)).flatten(1).all(dim=1)
+        assert torch.equal(shown[order][~flipped], views[~flipped])
+        sides.append(flipped)
+    assert 0 < int(sides[0].sum()) < COUNT
+    assert torch.equal(sides[1], ~sides[0])
+    assert torch.equal(sides[2], sides[0])
+    assert torch.equal(sides[3], ~sides[0])
+
+
+@pytest.mark.parametrize("fill", ["reflect", "zero"])
+def test_shifts_are_crops_of_the_padded_image(views, fill):
+    mode = {"reflect": "reflect", "zero": "constant"}[fill]
+    padded = np.pad(views.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode=mode)
+    loader = make_loader(views, translate_px=2, translate_fill=fill)
+    seen = set()
+    for epoch in range(6):
+        shown, labels = read_epoch(loader, epoch)
+        for view, label in zip(shown.numpy(), labels.tolist(), strict=True):
+            places = [
+                (top, left)
+                for top in range(5)
+                for left in range(5)
+                if (padded[label, top : top + SIZE, left : left + SIZE] == view).all()
+            ]
+            assert len(places) == 1
+            seen.update(places)
+    assert len(seen) == 25
+
+
+def test_drawing_batches_leaves_the_global_generator_alone(views):
+    before = torch.get_rng_state()
+    read_epoch(make_loader(views, flip="random", translate_px=1), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_batches_keep_the_order_and_the_rest():
+    views = np.arange(5 * 3, dtype=np.uint8).reshape(5, 1, 1, 3)
+    batches = split_views(views, np.arange(5), batch_size=2)
+    assert [len(labels) for _, labels in batches] == [2, 2, 1]
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 2, 3, 4]

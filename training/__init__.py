@@ -1,0 +1,1 @@
+"""fivecrop trains image classifiers and exports them as bundles."""

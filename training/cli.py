@@ -1,0 +1,283 @@
+"""The sub-commands `train`, `export`, `evaluate` and `import` of `fivecrop`.
+
+Found through entry points, so that serving needs none of this. PyTorch takes seconds to import:
+each command imports what it needs when it runs, and `fivecrop --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+import click
+
+from service.errors import FivecropError
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from service.bundle.manifest import TtaPolicy
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_TTA = ("none", "hflip", "five_crop", "ten_crop", "multi_scale")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_ANY_PATH = click.Path(path_type=Path)
+
+_repository_option = click.option(
+    "--repository",
+    type=_FOLDER,
+    default=Path("exported_models"),
+    show_default=True,
+    help="The folder of bundles.",
+)
+_json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
+
+
+class _CommandError(click.ClickException):
+    """One line on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"fivecrop: error: {self.message}", file=file, err=True)
+
+
+def _reporting(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turns our own errors into one line; any other is a fault of ours and keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return command(*args, **kwargs)
+        except (TrainingError, FivecropError) as error:
+            raise _CommandError(" ".join(str(error).split())) from error
+
+    return wrapped
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As optim.lr=0.1.")
+@click.option("--seed", type=click.IntRange(0), help="Short for --set seed=SEED.")
+@click.option("--run-dir", type=_FOLDER, help="Default: runs/NAME-SEED.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@_json_option
+@_reporting
+def train(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    run_dir: Path | None,
+    resume: bool,
+    device: Literal["auto", "cpu", "cuda"],
+    quiet: bool,
+    is_json: bool,
+) -> None:
+    """Train a RECIPE (TOML) into a run folder and print the folder."""
+    from training.config import load_recipe
+    from training.train import default_run_dir
+    from training.train import train as train_recipe
+
+    seeded = () if seed is None else (f"seed={seed}",)
+    resolved = load_recipe(recipe, (*overrides, *seeded))
+    folder = train_recipe(
+        resolved,
+        run_dir=default_run_dir(resolved) if run_dir is None else run_dir,
+        resume=resume,
+        device=device,
+        is_progress_shown=not quiet,
+    )
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
+
+
+@click.command()
+@click.argument("run_dir", type=_FOLDER)
+@click.option("--name", required=True, help="Of the model in the repository.")
+@_repository_option
+@click.option("--licence", help="Of the model; default: that of the recipe's data.")
+@click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
+@click.option(
+    "--tta",
+    type=click.Choice(_TTA),
+    multiple=True,
+    help="Measure this augmentation too; default: hflip if the recipe flips.",
+)
+@click.option(
+    "--target-accuracy",
+    type=click.FloatRange(0, 1),
+    help="Of answers above the abstention threshold; default: half the errors.",
+)
+@_json_option
+@_reporting
+def export(
+    run_dir: Path,
+    name: str,
+    repository: Path,
+    licence: str | None,
+    fp16: bool,
+    tta: tuple[TtaPolicy, ...],
+    target_accuracy: float | None,
+    is_json: bool,
+) -> None:
+    """Publish a training run as a calibrated, gated bundle and print its folder."""
+    from training.export import ExportOptions, export_run
+
+    options = ExportOptions(has_fp16=fp16, tta_policies=tta, target_accuracy=target_accuracy)
+    folder = export_run(
+        run_dir,
+        name=name,
+        repository=repository,
+        licence=licence,
+        options=options,
+        on_stage=_tell_stage,
+    )
+    _print_bundle(folder, is_json)
+
+
+@click.command("import")
+@click.option("--arch", required=True, help="timm:NAME, torchvision:NAME or seed:NAME.")
+@click.option("--name", required=True, help="Of the model in the repository.")
+@click.option("--weights", type=_ANY_PATH, help="A .safetensors file; default: download them.")
+@click.option(
+    "--random-weights", is_flag=True, help="Weights from a seed instead, for measuring speed."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --random-weights.")
+@click.option(
+    "--preprocess",
+    multiple=True,
+    metavar="KEY=VALUE|FILE.toml|TAG",
+    help="Where it is not known or to be changed: resize=256 crop=224 interpolation=bicubic "
+    "mean=R,G,B std=R,G,B mean_255=R,G,B std_255=R,G,B policy=squash crop_only_resize=true ...",
+)
+@click.option("--labels", type=_ANY_PATH, help="Names of the classes: JSON, or one a line.")
+@click.option(
+    "--images",
+    "--parquet",
+    type=_ANY_PATH,
+    help="Real images for the gates, 64 or more, as a folder or Parquet file; "
+    "default: crops of scikit-learn's two photographs.",
+)
+@_repository_option
+@click.option("--licence", help="Of the weights; default: what their provider states.")
+@click.option("--accept-licence", is_flag=True, help="Import weights that are not free.")
+@click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
+@_json_option
+@_reporting
+def import_weights(
+    arch: str,
+    name: str,
+    weights: Path | None,
+    random_weights: bool,
+    seed: int,
+    preprocess: tuple[str, ...],
+    labels: Path | None,
+    images: Path | None,
+    repository: Path,
+    licence: str | None,
+    accept_licence: bool,
+    fp16: bool,
+    is_json: bool,
+) -> None:
+    """Publish weights that others trained as a gated bundle and print its folder."""
+    from training.importing import ImportRequest, import_bundle
+
+    request = ImportRequest(
+        architecture=arch,
+        name=name,
+        weights=weights,
+        random_seed=seed if random_weights else None,
+        preprocess=preprocess,
+        labels=labels,
+        images=images,
+        licence=licence,
+        is_licence_accepted=accept_licence,
+    )
+    # Download tools talk on stdout, which is for data.
+    with redirect_stdout(sys.stderr):
+        folder = import_bundle(request, repository, has_fp16=fp16, on_stage=_tell_stage)
+    _print_bundle(folder, is_json)
+
+
+@click.command()
+@click.argument("bundle")
+@_repository_option
+@click.option("--data", type=_ANY_PATH, help="Folder or Parquet; default: the recipe's.")
+@click.option("--tta", type=click.Choice(_TTA), default="none", show_default=True)
+@click.option(
+    "--average",
+    type=click.Choice(["arithmetic", "geometric"]),
+    default="arithmetic",
+    show_default=True,
+    help="How views are averaged.",
+)
+@click.option(
+    "--variant", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True
+)
+@_json_option
+@_reporting
+def evaluate(
+    bundle: str,
+    repository: Path,
+    data: Path | None,
+    tta: TtaPolicy,
+    average: Literal["arithmetic", "geometric"],
+    variant: str,
+    is_json: bool,
+) -> None:
+    """Measure BUNDLE (a folder, or NAME[@VERSION] of the repository) through the served path."""
+    from service.bundle.repository import read_bundle, resolve, verify_files
+    from training.evaluate import evaluate_bundle
+    from training.images import load_images, validation_images
+    from training.report import describe_evaluation, format_evaluation
+
+    folder = Path(bundle)
+    if not (folder / "bundle.json").is_file():
+        folder = resolve(repository, bundle)
+    # Its parent names are part of what is checked, so "." has to become a real path.
+    found = read_bundle(folder.resolve())
+    verify_files(found)
+    if data is None:
+        images = validation_images(found.manifest)
+    else:
+        images = load_images(data, found.manifest.labels)
+    with _progress(len(images)) as on_progress:
+        measured = evaluate_bundle(
+            found, images, precision=variant, tta=tta, average=average, on_progress=on_progress
+        )
+    if is_json:
+        document = {"bundle": found.reference, "variant": variant}
+        click.echo(json.dumps(document | describe_evaluation(measured)))
+    else:
+        click.echo(f"bundle  {found.reference} {variant}\n{format_evaluation(measured)}")
+
+
+def _print_bundle(folder: Path, is_json: bool) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    kept = {key: manifest[key] for key in ("name", "version", "metrics", "calibration", "decision")}
+    click.echo(json.dumps({"folder": str(folder), **kept}) if is_json else str(folder))
+
+
+def _tell_stage(stage: str) -> None:
+    click.echo(stage, err=True)
+
+
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[int], None]]:
+    """Shows on stderr how many images are done, when somebody looks."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("images", total=images)
+        yield lambda done: bar.advance(task, done)

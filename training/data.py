@@ -1,0 +1,239 @@
+"""Data sets: encoded images with an int label each, and the names of the classes.
+
+A data set yields encoded bytes, because evaluation sends them down the served path. Training
+decodes them with the same `service.bundle.preprocess`, once, through `decode_views`.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from service.bundle.decode import Limits
+from service.bundle.manifest import Preprocess
+from service.bundle.preprocess import prepare
+from service.errors import RequestError
+from training.config import DataRecipe
+from training.errors import TrainingError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: cached_property needs a __dict__
+class Dataset:
+    """Labelled images of one split.
+
+    Attributes:
+        name: what it was made from: a file name, a folder name or `digits`.
+        split: `train` or `validation`.
+        images: encoded images, or the files that hold them.
+        labels: int64 [N], index into `class_names`.
+        class_names: one name an index.
+    """
+
+    name: str
+    split: str
+    images: Sequence[bytes | Path]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image_bytes(self, index: int) -> bytes:
+        """Return the encoded image at `index`, as a client would send it."""
+        image = self.images[index]
+        return image.read_bytes() if isinstance(image, Path) else image
+
+    def subset(self, indices: Iterable[int], *, split: str | None = None) -> "Dataset":
+        """Return the images at `indices`, in that order."""
+        chosen = list(indices)
+        return Dataset(
+            name=self.name,
+            split=self.split if split is None else split,
+            images=[self.images[index] for index in chosen],
+            labels=self.labels[chosen],
+            class_names=self.class_names,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every image, its label and the class names, in order."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for index, label in enumerate(self.labels):
+            image = self.image_bytes(index)
+            digest.update(b"%d %d " % (label, len(image)))
+            digest.update(image)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """The two halves of a recipe's data; they share no image."""
+
+    train: Dataset
+    validation: Dataset
+
+
+def load_splits(recipe: DataRecipe) -> Splits:
+    """Read the recipe's data.
+
+    Raises:
+        TrainingError: a file is missing or malformed, a label has no class, a split has no image.
+    """
+    whole = _load(recipe, recipe.train, "train")
+    if recipe.validation is None:
+        return split_stratified(whole, recipe.validation_fraction, seed=recipe.split_seed)
+    validation = _load(recipe, recipe.validation, "validation")
+    if validation.class_names != whole.class_names:
+        raise TrainingError(f"{recipe.validation}: its classes differ from those of {recipe.train}")
+    return Splits(train=whole, validation=validation)
+
+
+def split_stratified(dataset: Dataset, validation_fraction: float, *, seed: int) -> Splits:
+    """Keep a share of every class aside for validation, the same images for the same seed."""
+    try:
+        train, validation = train_test_split(
+            np.arange(len(dataset)),
+            test_size=validation_fraction,
+            random_state=seed,
+            stratify=dataset.labels,
+        )
+    except ValueError as error:
+        raise TrainingError(f"{dataset.name}: cannot be split: {error}") from error
+    return Splits(
+        train=dataset.subset(sorted(train.tolist()), split="train"),
+        validation=dataset.subset(sorted(validation.tolist()), split="validation"),
+    )
+
+
+def load_parquet(path: Path, class_names: tuple[str, ...], *, split: str) -> Dataset:
+    """Read columns `image {bytes}` and `label`, the layout of the Hugging Face hub."""
+    try:
+        table = pq.read_table(path, columns=["image", "label"])
+        encoded = table.column("image").combine_chunks().field("bytes")
+        labels = table.column("label").to_numpy().astype(np.int64, casting="safe")
+    except FileNotFoundError:
+        raise TrainingError(f"{path}: no such file") from None
+    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        raise TrainingError(f"{path}: needs columns image {{bytes}} and label: {error}") from error
+    if encoded.null_count:
+        raise TrainingError(f"{path}: {encoded.null_count} images have no bytes")
+    return _checked(
+        Dataset(
+            name=path.name,
+            split=split,
+            images=encoded.to_pylist(),
+            labels=labels,
+            class_names=class_names,
+        )
+    )
+
+
+def load_folder(path: Path, *, split: str) -> Dataset:
+    """Read one sub-folder a class (its name is the class name), images at any depth below it."""
+    if not path.is_dir():
+        raise TrainingError(f"{path}: no such folder")
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    files = [
+        sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        for folder in folders
+    ]
+    return _checked(
+        Dataset(
+            name=path.name,
+            split=split,
+            images=[file for group in files for file in group],
+            labels=np.repeat(np.arange(len(files)), [len(group) for group in files]),
+            class_names=tuple(folder.name for folder in folders),
+        )
+    )
+
+
+def load_digits_images() -> Dataset:
+    """Return scikit-learn's 1,797 handwritten digits as 32x32 PNGs; needs no network."""
+    digits = load_digits()
+    # 8x8 pixels of 0..16; LeNet-5 takes 32x32.
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return Dataset(
+        name="digits",
+        split="train",
+        images=[
+            _encode_png(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+            for image in pixels
+        ],
+        labels=digits.target.astype(np.int64),
+        class_names=tuple(str(name) for name in digits.target_names),
+    )
+
+
+def load_class_names(path: Path) -> tuple[str, ...]:
+    """Read a JSON list of names, or of objects with a `name`, in index order."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(entry["name"] if isinstance(entry, dict) else entry for entry in entries)
+    except FileNotFoundError:
+        raise TrainingError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: no list of class names: {error}") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TrainingError(f"{path}: no list of class names")
+    return names
+
+
+def decode_views(dataset: Dataset, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return the one view of every image that is served, uint8 [N, H, W, 3] RGB.
+
+    Raises:
+        TrainingError: an image is refused by the served decoder; the message says which and why.
+    """
+    crop = preprocess.crop
+    views = np.empty((len(dataset), crop.height, crop.width, 3), np.uint8)
+    limits = Limits()
+    for index in range(len(dataset)):
+        try:
+            views[index] = prepare(dataset.image_bytes(index), preprocess, limits=limits).views[0]
+        except RequestError as error:
+            raise TrainingError(f"{dataset.name}: image {index}: {error}") from error
+    return views
+
+
+def _load(recipe: DataRecipe, path: Path | None, split: str) -> Dataset:
+    if recipe.source == "digits":
+        return load_digits_images()
+    if path is None:
+        raise TrainingError(f'data.source = "{recipe.source}" needs data.{split}')
+    if recipe.source == "folder":
+        return load_folder(path, split=split)
+    if recipe.classes is None:
+        raise TrainingError('data.source = "parquet" needs data.classes')
+    return load_parquet(path, load_class_names(recipe.classes), split=split)
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    if len(dataset) == 0:
+        raise TrainingError(f"{dataset.name}: holds no images")
+    low, high = int(dataset.labels.min()), int(dataset.labels.max())
+    if low < 0 or high >= len(dataset.class_names):
+        raise TrainingError(
+            f"{dataset.name}: labels run from {low} to {high}, "
+            f"but there are {len(dataset.class_names)} classes"
+        )
+    return dataset
+
+
+def _encode_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

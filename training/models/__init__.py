@@ -1,0 +1,1 @@
+"""Networks: one family a file, found by name through `training.models.registry`."""

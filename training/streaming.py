@@ -1,0 +1,119 @@
+"""Batches of images too large to hold in memory: decoded, cut and augmented every time anew."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from service.bundle.decode import Limits, decode
+from service.bundle.manifest import Preprocess
+from service.errors import RequestError
+from training.config import Recipe
+from training.data import Dataset, decode_views
+from training.errors import TrainingError
+from training.loading import Batch, seed_of, shuffled_batches
+
+_EVALUATION_BATCH = 64
+
+
+class StreamLoader:
+    """The same contract as `MemoryLoader`, by worker processes."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+        self._images = _AugmentedImages(dataset, recipe)
+        self._batch_size = recipe.train.batch_size
+        self._seed = recipe.seed
+        self._workers = recipe.data.decode_workers
+        self.batches_per_epoch = len(dataset) // self._batch_size
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0."""
+        order = shuffled_batches(len(self._images), self._batch_size, seed=self._seed, epoch=epoch)
+        loader = DataLoader(
+            self._images,
+            batch_sampler=[[(epoch, index) for index in batch] for batch in order.tolist()],
+            num_workers=self._workers,
+            # Its own, because a loader without one draws from the generator that dropout uses.
+            generator=torch.Generator(),
+        )
+        yield from loader
+
+
+class StreamedViews:
+    """The served view of every image, decoded anew each time it is iterated over.
+
+    Yields uint8 [B, H, W, 3] and int64 [B], in order.
+    """
+
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, *, workers: int) -> None:
+        self._images = _ServedImages(dataset, preprocess)
+        self._workers = workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._images,
+            batch_size=_EVALUATION_BATCH,
+            num_workers=self._workers,
+            generator=torch.Generator(),
+        )
+        yield from loader
+
+
+class _ServedImages(torch.utils.data.Dataset[tuple[NDArray[np.uint8], int]]):
+    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
+        self._dataset = dataset
+        self._preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        view = decode_views(self._dataset.subset([index]), self._preprocess)[0]
+        return view, int(self._dataset.labels[index])
+
+
+class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Maps (epoch, index) to uint8 [H, W, 3] and a label, always the same."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+        self._dataset = dataset
+        self._seed = recipe.seed
+        self._background = recipe.input.preprocess.background
+        self._limits = Limits()
+        self._augment = _build_augmentation(recipe)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        try:
+            data = self._dataset.image_bytes(index)
+            image = decode(data, self._limits, background=self._background).rgb
+        except RequestError as error:
+            raise TrainingError(f"{self._dataset.name}: image {index}: {error}") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self._seed, "augment", epoch, index))
+            view: Tensor = self._augment(image)
+        return view.permute(1, 2, 0), int(self._dataset.labels[index])
+
+
+def _build_augmentation(recipe: Recipe) -> v2.Transform:
+    augment, preprocess = recipe.augment, recipe.input.preprocess
+    grey = [255 * mean for mean in recipe.input.normalisation.mean]
+    steps: list[v2.Transform | None] = [
+        v2.RandomResizedCrop(
+            (preprocess.crop.height, preprocess.crop.width),
+            scale=(augment.crop_min_area, 1.0),
+            interpolation=v2.InterpolationMode(preprocess.resize.interpolation),
+        ),
+        v2.RandomHorizontalFlip() if augment.flip == "random" else None,
+        v2.TrivialAugmentWide() if augment.is_trivial_augment_on else None,
+        v2.PILToTensor(),
+        v2.RandomErasing(augment.erase_probability, value=grey),
+    ]
+    return v2.Compose([step for step in steps if step is not None])

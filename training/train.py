@@ -1,0 +1,487 @@
+"""Trains a recipe into a run folder. Read `train` from top to bottom.
+
+    recipe = load_recipe(Path("training/recipes/digits-lenet5.toml"))
+    run_dir = train(recipe, run_dir=default_run_dir(recipe))
+    run = load_run(run_dir)
+
+A run that was killed goes on with `resume=True` from its last checkpoint and, on the same machine,
+ends with the very same weights: batches depend on (seed, epoch, batch) alone, and `resume.pt` holds
+everything else.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from training.averaging import WeightAverage
+from training.checkpoint import (
+    load_json,
+    load_state,
+    load_weights,
+    save_json,
+    save_state,
+    save_text,
+    save_weights,
+)
+from training.config import Recipe, TrainRecipe, dump_recipe, load_recipe
+from training.curves import plot_curves, read_history
+from training.data import Dataset, Splits, decode_views, load_splits
+from training.errors import TrainingError
+from training.hardware import (
+    choose_device,
+    choose_precision,
+    cpu_threads,
+    describe_hardware,
+    library_versions,
+)
+from training.loading import Batch, Loader, MemoryLoader, split_views
+from training.models.airbench import Airbench
+from training.models.normalise import Normalise
+from training.models.registry import build_model
+from training.optim import build_optimizer, lr_factor, set_lr
+from training.progress import TrainingProgress
+from training.streaming import StreamedViews, StreamLoader
+
+# Enough 2x2 patches for their covariance (arXiv 2404.00498, section 3.1).
+_WHITENING_IMAGES = 5000
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """A run read back.
+
+    Attributes:
+        recipe: resolved.
+        net: float32, in evaluation mode; normalised [N, 3, H, W] -> logits [N, C]. The means and
+            deviations are `recipe.input.normalisation`; `models.normalise.Normalise` applies them.
+        class_names: one an output.
+        facts: what `run.json` holds: class_names, data, hardware, precision, libraries.
+    """
+
+    recipe: Recipe
+    net: nn.Module
+    class_names: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Mean cross-entropy (nats) and share of right answers."""
+
+    images: int
+    loss: float
+    top1: float
+
+
+def default_run_dir(recipe: Recipe, root: Path = Path("runs")) -> Path:
+    """Return `<root>/<name>-<seed>`."""
+    return root / f"{recipe.name}-{recipe.seed}"
+
+
+def train(
+    recipe: Recipe,
+    *,
+    run_dir: Path,
+    resume: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    is_progress_shown: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Path:
+    """Train and return the run folder.
+
+    Args:
+        recipe: what to train.
+        run_dir: made here; its files are listed in `training.checkpoint`.
+        resume: go on from the folder's last checkpoint; from the start if it has none.
+        device: `auto` is the GPU where there is one.
+        is_progress_shown: a bar and a line an epoch on stderr.
+        on_step: called after each step with its number, counted from 1.
+
+    Raises:
+        TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged.
+    """
+    _open_run_dir(recipe, run_dir, is_resumed=resume)
+    with cpu_threads(recipe.train.cpu_threads):
+        session = _open_session(recipe, run_dir, choose_device(device), on_step)
+        if resume:
+            session.restore()
+        with TrainingProgress(
+            total_steps=session.total_steps,
+            first_step=session.step,
+            batch_size=recipe.train.batch_size,
+            is_shown=is_progress_shown,
+        ) as progress:
+            while session.step < session.total_steps:
+                tally = session.train_epoch(progress)
+                session.finish_epoch(tally, progress)
+            session.finish_run(progress)
+    return run_dir
+
+
+def _open_session(
+    recipe: Recipe,
+    run_dir: Path,
+    target: torch.device,
+    on_step: Callable[[int], None] | None,
+) -> "_Session":
+    """Read the data and make everything as it is before the first step."""
+    precision = choose_precision(recipe.train.precision, target)
+    splits = load_splits(recipe.data)
+    save_json(run_dir / "run.json", _facts(splits, target, precision))
+    loader = _build_loader(recipe, splits.train)
+    total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
+
+    torch.manual_seed(recipe.seed)
+    net = _build_net(recipe, splits.train).to(target)
+    net = net.to(memory_format=torch.channels_last)  # oneDNN and cuDNN are faster so
+    return _Session(
+        recipe=recipe,
+        run_dir=run_dir,
+        target=target,
+        precision=precision,
+        loader=loader,
+        total_steps=total_steps,
+        validation=_validation_batches(recipe, splits.validation),
+        net=net,
+        normalise=Normalise(recipe.input.normalisation).to(target),
+        optimizer=build_optimizer(recipe.optim, net),
+        average=WeightAverage(recipe.average, net, total_steps),
+        on_step=on_step,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Session:
+    """Everything that changes during a run, and what changes it."""
+
+    recipe: Recipe
+    run_dir: Path
+    target: torch.device
+    precision: Precision
+    loader: Loader
+    total_steps: int
+    validation: Iterable[Batch]
+    net: nn.Module
+    normalise: Normalise
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+    on_step: Callable[[int], None] | None
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def train_epoch(self, progress: TrainingProgress) -> "_Tally":
+        """Take every batch of the epoch, or those that are left of the last, fractional one."""
+        epoch, tally = self.step // self.loader.batches_per_epoch, _Tally()
+        batches = itertools.islice(self.loader.batches(epoch), self.total_steps - self.step)
+        self.net.train()
+        for views, labels in batches:
+            loss, right = self.train_step(views.to(self.target), labels.to(self.target))
+            tally.add(loss, right, len(labels))
+            progress.step(epoch=epoch + 1, loss=loss)
+            if self.on_step is not None:
+                self.on_step(self.step)
+        return tally
+
+    def train_step(self, views: Tensor, labels: Tensor) -> tuple[float, int]:
+        """Return the mean loss of the batch and how many of its images were told right."""
+        recipe = self.recipe
+        set_lr(self.optimizer, lr_factor(recipe.optim, self.step, self.total_steps))
+        freeze(self.net, recipe.train, epochs=self.step / self.loader.batches_per_epoch)
+
+        with torch.autocast(self.target.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.net(self.normalise(views)).float()
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=recipe.train.label_smoothing
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.optim.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.optim.clip_grad_norm)
+        self.optimizer.step()
+
+        self.step += 1
+        self.average.update(self.net, self.step)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.step}; try a lower lr"
+            )
+        return loss.item(), int((logits.argmax(dim=1) == labels).sum())
+
+    def finish_epoch(self, tally: "_Tally", progress: TrainingProgress) -> None:
+        """Evaluate, record, and leave a checkpoint where one is due."""
+        seconds = tally.seconds
+        is_last = self.step == self.total_steps
+        if is_last:
+            self.average.finish(self.net)
+        weights = self.average.evaluated_state(self.net)
+        measured = self.evaluate(weights)
+        best = max((record["validation_top1"] for record in self.history), default=-1.0)
+        self.history.append(
+            {
+                "epoch": self.step / self.loader.batches_per_epoch,
+                "step": self.step,
+                "lr_factor": lr_factor(self.recipe.optim, self.step - 1, self.total_steps),
+                "train_loss": tally.loss,
+                "train_top1": tally.top1,
+                "validation_loss": measured.loss,
+                "validation_top1": measured.top1,
+                "seconds": seconds,
+                "images_per_second": tally.images / seconds,
+            }
+        )
+        progress.line(_describe(self.history[-1]))
+        if measured.top1 > best:
+            save_weights(self.run_dir / "best.safetensors", weights)
+        if is_last or len(self.history) % self.recipe.train.checkpoint_every_epochs == 0:
+            save_weights(self.run_dir / "last.safetensors", weights)
+            self.checkpoint()
+
+    def finish_run(self, progress: TrainingProgress) -> None:
+        """Measure the final weights as they will be served, in float32, and draw the curves."""
+        plain = self.evaluate(self.net.state_dict(), precision="fp32")
+        flipped = self.evaluate(self.net.state_dict(), precision="fp32", is_flip_averaged=True)
+        result = {
+            "validation_images": plain.images,
+            "top1": plain.top1,
+            "top1_hflip": flipped.top1,
+            "loss": plain.loss,
+            "loss_hflip": flipped.loss,
+            "train_seconds": sum(record["seconds"] for record in self.history),
+        }
+        save_json(self.run_dir / "result.json", result)
+        title = f"{self.recipe.name}, seed {self.recipe.seed}"
+        plot_curves(self.history, self.run_dir / "curves.png", title=title)
+        progress.line(
+            f"{self.run_dir}: top-1 {plain.top1:.2%}, with flips {flipped.top1:.2%} "
+            f"of {plain.images} validation images"
+        )
+
+    def evaluate(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        precision: Precision | None = None,
+        is_flip_averaged: bool = False,
+    ) -> Evaluation:
+        """Measure `weights` on the validation views, in the precision of training by default."""
+        with torch.autocast(
+            self.target.type,
+            torch.bfloat16,
+            enabled=(self.precision if precision is None else precision) == "bf16",
+        ):
+            return evaluate_views(
+                self.net,
+                self.normalise,
+                self.validation,
+                weights=weights,
+                is_flip_averaged=is_flip_averaged,
+            )
+
+    def checkpoint(self) -> None:
+        """Write the history, then all that `restore` needs."""
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        save_text(self.run_dir / "history.jsonl", lines)
+        state = {
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.slow,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        save_state(self.run_dir / "resume.pt", state)
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint; without one, stay at the start."""
+        path = self.run_dir / "resume.pt"
+        if not path.exists():
+            return
+        state = load_state(path)
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for key, value in self.average.slow.items():
+            value.copy_(state["average"][key])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.step = state["step"]
+        history = read_history(self.run_dir / "history.jsonl")
+        self.history = [record for record in history if record["step"] <= self.step]
+
+
+class _Tally:
+    """Running means over an epoch, and its duration."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._loss = 0.0
+        self._right = 0
+        self.images = 0
+
+    def add(self, loss: float, right: int, images: int) -> None:
+        self._loss += loss * images
+        self._right += right
+        self.images += images
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self.images
+
+    @property
+    def top1(self) -> float:
+        return self._right / self.images
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+
+@torch.no_grad()
+def evaluate_views(
+    net: nn.Module,
+    normalise: Normalise,
+    batches: Iterable[Batch],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    is_flip_averaged: bool = False,
+) -> Evaluation:
+    """Measure a network in evaluation mode; the mode it was in comes back.
+
+    A quick look inside the training process: what a bundle states is measured by `evaluate.py`.
+
+    Args:
+        net: normalised [N, 3, H, W] -> logits [N, C].
+        normalise: on the network's device.
+        batches: uint8 [N, H, W, 3] and int64 [N].
+        weights: a state dict to use in place of the network's own.
+        is_flip_averaged: average the probabilities of each view and its mirror image.
+    """
+    state = net.state_dict() if weights is None else dict(weights)
+    was_training = net.training
+    net.eval()
+    images, loss, right = 0, 0.0, 0
+    for views, labels in batches:
+        shown = [normalise(views.to(normalise.offset.device))]
+        if is_flip_averaged:
+            shown.append(shown[0].flip(3))
+        scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]
+        probabilities = torch.stack(scores).mean(dim=0).cpu()
+        images += len(labels)
+        loss += float(functional.nll_loss(probabilities.log(), labels, reduction="sum"))
+        right += int((probabilities.argmax(dim=1) == labels).sum())
+    net.train(was_training)
+    return Evaluation(images=images, loss=loss / images, top1=right / images)
+
+
+def load_run(run_dir: Path, *, checkpoint: Literal["last", "best"] = "last") -> TrainedRun:
+    """Read a run back for evaluation or export, on the CPU.
+
+    Raises:
+        TrainingError: it is no run folder, or the run has not reached its first checkpoint.
+    """
+    facts = load_json(run_dir / "run.json")
+    recipe = load_recipe(run_dir / "recipe.json")
+    class_names = tuple(facts["class_names"])
+    net = build_model(
+        recipe.model.architecture, classes=len(class_names), options=recipe.model.options
+    )
+    weights = load_weights(run_dir / f"{checkpoint}.safetensors")
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(f"{run_dir}: {str(error).splitlines()[0]}") from error
+    return TrainedRun(recipe=recipe, net=net.eval(), class_names=class_names, facts=facts)
+
+
+def freeze(net: nn.Module, recipe: TrainRecipe, *, epochs: float) -> None:
+    """Stop the training of parameters whose time is over after `epochs`."""
+    for name, limit in recipe.freeze_after_epochs.items():
+        try:
+            parameter = net.get_parameter(name)
+        except AttributeError:
+            raise TrainingError(f"train.freeze_after_epochs: no parameter {name}") from None
+        parameter.requires_grad_(epochs < limit)
+
+
+def _open_run_dir(recipe: Recipe, run_dir: Path, *, is_resumed: bool) -> None:
+    """Make the folder, or make sure that what lies there is the same run."""
+    path = run_dir / "recipe.json"
+    if path.exists() and not is_resumed:
+        raise TrainingError(f"{run_dir}: holds a run already; resume it or remove it")
+    if path.exists() and load_recipe(path) != recipe:
+        raise TrainingError(f"{run_dir}: was started with another recipe; see recipe.json there")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_text(path, dump_recipe(recipe))
+
+
+def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[str, Any]:
+    return {
+        "class_names": list(splits.train.class_names),
+        "data": {
+            split.split: {
+                "name": split.name,
+                "images": len(split),
+                "fingerprint": split.fingerprint,
+            }
+            for split in (splits.train, splits.validation)
+        },
+        "hardware": describe_hardware(target),
+        "precision": precision,
+        "libraries": library_versions(),
+    }
+
+
+def _build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
+    if len(dataset) < recipe.train.batch_size:
+        raise TrainingError(
+            f"train.batch_size {recipe.train.batch_size} is more than the {len(dataset)} images"
+        )
+    if recipe.data.loading == "stream":
+        return StreamLoader(dataset, recipe)
+    return MemoryLoader(
+        torch.from_numpy(decode_views(dataset, recipe.input.preprocess)),
+        torch.from_numpy(dataset.labels),
+        recipe.augment,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+    )
+
+
+def _validation_batches(recipe: Recipe, dataset: Dataset) -> Iterable[Batch]:
+    if recipe.data.loading == "stream":
+        return StreamedViews(dataset, recipe.input.preprocess, workers=recipe.data.decode_workers)
+    return split_views(decode_views(dataset, recipe.input.preprocess), dataset.labels)
+
+
+def _build_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    net = build_model(
+        recipe.model.architecture,
+        classes=len(dataset.class_names),
+        is_pretrained=recipe.model.pretrained,
+        options=recipe.model.options,
+    )
+    if isinstance(net, Airbench):
+        some = dataset.subset(range(min(_WHITENING_IMAGES, len(dataset))))
+        views = torch.from_numpy(decode_views(some, recipe.input.preprocess))
+        net.whiten_like(Normalise(recipe.input.normalisation)(views))
+    return net
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    return (
+        f"epoch {record['epoch']:g}: loss {record['train_loss']:.3f}, "
+        f"top-1 {record['train_top1']:.2%} train, {record['validation_top1']:.2%} validation, "
+        f"{record['images_per_second']:.0f} img/s, {record['seconds']:.0f} s"
+    )
