@@ -121,7 +121,7 @@ def test_a_gpu_runs_only_the_batch_sizes_that_were_warmed_up(model_file, faked_c
     assert engine.batch_sizes == (1, 2, 4, 6)
     assert engine.warm_up() == 6
     session = engine._session
-    assert session.asked == [("CUDAExecutionProvider", {"device_id": "3"})]
+    assert session.asked == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": "0"})]
     warmed = set(session.batches)
     session.batches.clear()
     padded = engine.run(views)
