@@ -57,8 +57,8 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "fivecrop_request_seconds",
-            "Time from the first byte of a request to its answer.",
-            ("transport",),
+            "Time from the head of a request to its answer.",
+            ("transport", "route"),
             buckets=_SECONDS,
             registry=registry,
         )
@@ -128,7 +128,7 @@ class Metrics:
     def observe_request(self, *, transport: str, route: str, code: str, seconds: float) -> None:
         """Counts an answered request; `route` is a template, `code` an error code or `ok`."""
         self._requests.labels(transport, route, code).inc()
-        self._request_seconds.labels(transport).observe(seconds)
+        self._request_seconds.labels(transport, route).observe(seconds)
 
     @contextlib.contextmanager
     def track_inflight(self, transport: str) -> Iterator[None]:

@@ -1,0 +1,113 @@
+"""What gRPC answers: status codes with their details, and messages."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+
+from service.classifier import Classification, ModelDescription
+from service.errors import ErrorCode, RequestError
+from service.proto import image_classifier_pb2 as messages
+from service.proto import rpc_status_pb2
+
+STATUS: Final[dict[ErrorCode, grpc.StatusCode]] = {
+    ErrorCode.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.BAD_JSON: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.BAD_BASE64: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.EMPTY_BODY: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.URL_NOT_ALLOWED: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorCode.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    ErrorCode.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    # These two are HTTP's own; the library answers their like before any code of ours runs.
+    ErrorCode.METHOD_NOT_ALLOWED: grpc.StatusCode.UNIMPLEMENTED,
+    ErrorCode.REQUEST_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorCode.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorCode.IMAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorCode.UNSUPPORTED_MEDIA: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.UNSUPPORTED_ENCODING: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.IMAGE_CORRUPT: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.IMAGE_TOO_COMPLEX: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.UNSUPPORTED_CODEC: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorCode.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorCode.INFERENCE_FAILED: grpc.StatusCode.INTERNAL,
+    ErrorCode.NONFINITE_OUTPUT: grpc.StatusCode.INTERNAL,
+    ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+DOMAIN: Final = "fivecrop"
+
+_TYPES: Final = "type.googleapis.com/google.rpc."
+
+
+def encode_details(error: RequestError) -> bytes:
+    """Returns the google.rpc.Status of an error: ErrorInfo, and RetryInfo when waiting helps."""
+    status = rpc_status_pb2.Status(code=STATUS[error.code].value[0], message=error.detail)
+    info = rpc_status_pb2.ErrorInfo(reason=error.code.value, domain=DOMAIN)
+    status.details.append(_pack("ErrorInfo", info))
+    if error.retry_after_s is not None:
+        retry = rpc_status_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
+        status.details.append(_pack("RetryInfo", retry))
+    return status.SerializeToString()
+
+
+def _pack(name: str, message: Message) -> AnyMessage:
+    return AnyMessage(type_url=_TYPES + name, value=message.SerializeToString())
+
+
+def encode_error(error: RequestError) -> messages.ClassifyError:
+    """Returns the error of one item of a stream."""
+    return messages.ClassifyError(
+        code=error.code.value, detail=error.detail, retry_after_s=error.retry_after_s
+    )
+
+
+def encode_classification(result: Classification, request_id: str) -> messages.ClassifyResponse:
+    """Returns the message for one classified image."""
+    timings = result.timings
+    return messages.ClassifyResponse(
+        request_id=request_id,
+        model=result.model,
+        version=result.version,
+        predictions=[
+            messages.Prediction(label=one.label, index=one.index, score=one.score)
+            for one in result.predictions
+        ],
+        abstained=result.abstained,
+        image=messages.ImageInfo(width=result.width, height=result.height, format=result.format),
+        timings=messages.Timings(
+            decode_ms=timings.decode_s * 1000,
+            queue_ms=timings.queue_s * 1000,
+            infer_ms=timings.infer_s * 1000,
+            total_ms=timings.total_s * 1000,
+        ),
+    )
+
+
+def encode_model(model: ModelDescription) -> messages.Model:
+    """Returns the message that describes a model."""
+    return messages.Model(
+        name=model.name,
+        version=model.version,
+        is_default=model.is_default,
+        state=model.state,
+        provider=model.provider,
+        variant=model.variant,
+        classes=model.classes,
+        input_height=model.input_height,
+        input_width=model.input_width,
+        digest=model.digest,
+        top1=model.top1,
+        labels=model.labels,
+    )

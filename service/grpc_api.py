@@ -1,0 +1,87 @@
+"""The gRPC edge: one server for ImageClassifier, health and reflection."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.classifier import Classifier
+from service.errors import StartError
+from service.grpc_answer import STATUS
+from service.grpc_health import SERVICE_NAME as HEALTH_NAME
+from service.grpc_health import Health
+from service.grpc_servicer import SERVICE_NAME, ImageClassifier
+from service.metrics import Metrics
+from service.settings import Settings
+
+__all__ = ["SERVICE_NAME", "STATUS", "GrpcServer"]
+
+# A message holds an image and little else. With room for a little more than the largest image, one
+# that is just too large is refused by us, with its code; far larger ones by the library.
+_MESSAGE_SLACK_BYTES: Final = 64 * 1024
+_MAX_STREAMS_PER_CONNECTION: Final = 1024
+_SHORTEST_PING_INTERVAL_MS: Final = 10_000
+_IDENTITY_ONLY: Final = 1
+
+
+class GrpcServer:
+    """The server of all gRPC services: start, look unready, stop."""
+
+    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
+        """Makes a server that listens to nothing yet."""
+        self._classifier = classifier
+        self._settings = settings
+        self._servicer = ImageClassifier(classifier, metrics, settings)
+        self._health = Health(lambda: classifier.is_ready, frozenset({SERVICE_NAME}))
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Starts to answer and returns the port.
+
+        Raises:
+            StartError: The port is taken, or the address is not this machine's.
+        """
+        server = grpc.aio.server(options=self._options())
+        server.add_generic_rpc_handlers((self._servicer.handler(), self._health.handler()))
+        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        host = self._settings.host
+        address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise StartError(
+                f"gRPC cannot listen on {address}: the port is in use or the address is not ours"
+            ) from None
+        await server.start()
+        self._server = server
+        return port
+
+    def set_not_serving(self) -> None:
+        """Tells health checks and watchers NOT_SERVING, for good; calls are still answered."""
+        self._health.set_not_serving()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets those in flight finish for `grace_s`, then cancels the rest."""
+        self._health.close()
+        if self._server is not None:
+            await self._server.stop(grace_s)
+
+    def _options(self) -> list[tuple[str, int]]:
+        return [
+            # Workers share the port. Alone, a port in use is an error and not a shared one.
+            ("grpc.so_reuseport", int(self._settings.workers > 1)),
+            (
+                "grpc.max_receive_message_length",
+                self._settings.max_body_bytes + _MESSAGE_SLACK_BYTES,
+            ),
+            ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+            # Images are compressed already, and a compressed message could unfold to any size.
+            ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+            # Idle connections may be kept alive, as load balancers do, but not by a flood.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
+        ]

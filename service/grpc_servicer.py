@@ -1,0 +1,204 @@
+"""fivecrop.v1.ImageClassifier: messages in, one call of the classifier, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Any, Final, Never, TypeVar
+
+import grpc
+from grpc.aio import ServicerContext
+
+from service.classifier import Classification, Classifier, Options
+from service.errors import ErrorCode, RequestError
+from service.grpc_answer import (
+    DETAILS_KEY,
+    STATUS,
+    encode_classification,
+    encode_details,
+    encode_error,
+    encode_model,
+)
+from service.metrics import Metrics
+from service.proto import image_classifier_pb2 as messages
+from service.request_id import HEADER, take_request_id
+from service.settings import Settings
+from service.url_guard import refuse_url
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME: Final = "fivecrop.v1.ImageClassifier"
+
+Context = ServicerContext[Any, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What is known of a call before its message is looked at."""
+
+    route: str
+    request_id: str
+    timeout_ms: float | None
+
+
+class ImageClassifier:
+    """The servicer: each method is one call of the classifier."""
+
+    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
+        self._classifier = classifier
+        self._metrics = metrics
+        self._settings = settings
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Returns what a server needs to answer this service."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Classify": grpc.unary_unary_rpc_method_handler(
+                    self.classify,
+                    messages.ClassifyRequest.FromString,
+                    messages.ClassifyResponse.SerializeToString,
+                ),
+                "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+                    self.classify_stream,
+                    messages.ClassifyStreamRequest.FromString,
+                    messages.ClassifyStreamResponse.SerializeToString,
+                ),
+                "Models": grpc.unary_unary_rpc_method_handler(
+                    self.list_models,
+                    messages.ModelsRequest.FromString,
+                    messages.ModelsResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def classify(
+        self, request: messages.ClassifyRequest, context: Context
+    ) -> messages.ClassifyResponse:
+        """Answers one image."""
+        call = _open(context, "Classify")
+        try:
+            result = await self._measure(call, self._classify(request, call.timeout_ms))
+        except RequestError as error:
+            await _abort(context, call, error)
+        return encode_classification(result, call.request_id)
+
+    async def classify_stream(
+        self, requests: AsyncIterator[messages.ClassifyStreamRequest], context: Context
+    ) -> None:
+        """Answers images as they finish; reads no further ahead than it may work at once."""
+        call = _open(context, "ClassifyStream")
+        slots = asyncio.Semaphore(self._settings.max_request_images)
+        turn = asyncio.Lock()  # the library takes one write at a time
+
+        async def answer(request: messages.ClassifyStreamRequest) -> None:
+            try:
+                response = await self._answer_item(request, context, call)
+                async with turn:
+                    await context.write(response)
+            finally:
+                slots.release()
+
+        async with asyncio.TaskGroup() as group:
+            async for request in requests:
+                await slots.acquire()
+                group.create_task(answer(request))
+
+    async def list_models(
+        self, request: messages.ModelsRequest, context: Context
+    ) -> messages.ModelsResponse:
+        """Answers with every served model."""
+        del request  # it has no fields
+        call = _open(context, "Models")
+        try:
+            models = await self._measure(call, self._describe_models())
+        except RequestError as error:
+            await _abort(context, call, error)
+        return messages.ModelsResponse(models=models)
+
+    async def _answer_item(
+        self, item: messages.ClassifyStreamRequest, context: Context, call: _Call
+    ) -> messages.ClassifyStreamResponse:
+        timeout_ms = item.timeout_ms if item.HasField("timeout_ms") else None
+        if (left_ms := _time_left_ms(context)) is not None:
+            timeout_ms = min(left_ms, timeout_ms if timeout_ms is not None else left_ms)
+        try:
+            result = await self._measure(call, self._classify(item.request, timeout_ms))
+        except RequestError as error:
+            return messages.ClassifyStreamResponse(id=item.id, error=encode_error(error))
+        response = encode_classification(result, call.request_id)
+        return messages.ClassifyStreamResponse(id=item.id, response=response)
+
+    async def _classify(
+        self, request: messages.ClassifyRequest, timeout_ms: float | None
+    ) -> Classification:
+        image = request.image
+        limit = self._settings.max_body_bytes
+        if len(image) > limit:
+            raise RequestError(ErrorCode.BODY_TOO_LARGE, f"the image is larger than {limit} bytes")
+        refuse_url(image)
+        given: dict[str, Any] = {
+            name: getattr(request, name)
+            for name in ("model", "top_k", "tta")
+            if request.HasField(name)
+        }
+        return await self._classifier.classify(image, Options(**given, timeout_ms=timeout_ms))
+
+    async def _describe_models(self) -> list[messages.Model]:
+        return [encode_model(model) for model in self._classifier.describe_models()]
+
+    async def _measure(self, call: _Call, work: Awaitable[T]) -> T:
+        """Returns what `work` does; counts it; turns what nobody foresaw into `internal`."""
+        started = time.perf_counter()
+        code = "cancelled"
+        try:
+            with self._metrics.track_inflight("grpc"):
+                result = await work
+            code = "ok"
+        except RequestError as error:
+            code = error.code.value
+            raise
+        except Exception as cause:
+            code = ErrorCode.INTERNAL.value
+            logger.exception("unexpected error, request %s", call.request_id)
+            raise RequestError(
+                ErrorCode.INTERNAL, "something went wrong inside the service"
+            ) from cause
+        else:
+            return result
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.observe_request(
+                transport="grpc", route=call.route, code=code, seconds=seconds
+            )
+            if self._settings.access_log:
+                logger.info("%s %s %.1f ms %s", call.route, code, seconds * 1000, call.request_id)
+
+
+def _open(context: Context, method: str) -> _Call:
+    """Returns the call, having promised its id to the client."""
+    offered = next((v for k, v in context.invocation_metadata() or () if k == HEADER), None)
+    request_id = take_request_id(offered if isinstance(offered, str) else None)
+    context.set_trailing_metadata(((HEADER, request_id),))
+    return _Call(
+        route=f"/{SERVICE_NAME}/{method}",
+        request_id=request_id,
+        timeout_ms=_time_left_ms(context),
+    )
+
+
+def _time_left_ms(context: Context) -> float | None:
+    left_s: float | None = context.time_remaining()
+    return None if left_s is None else left_s * 1000
+
+
+async def _abort(context: Context, call: _Call, error: RequestError) -> Never:
+    await context.abort(
+        STATUS[error.code],
+        error.detail,
+        ((HEADER, call.request_id), (DETAILS_KEY, encode_details(error))),
+    )

@@ -1,0 +1,171 @@
+"""The HTTP edge: bytes in, one call of the classifier, JSON out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from service import http_schema
+from service.classifier import Classifier
+from service.errors import ErrorCode, RequestError
+from service.http_answer import STATUS, Answer, encode_json
+from service.http_body import parse_upload, read_body
+from service.http_client import ClientWatch
+from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
+from service.http_options import read_options, refuse_query
+from service.http_results import (
+    answer_labels,
+    answer_model,
+    answer_models,
+    answer_several,
+    answer_single,
+)
+from service.metrics import Metrics
+from service.openapi import build_openapi
+from service.settings import Settings
+
+__all__ = ["STATUS", "build_http_app"]
+
+# The pages run nothing but their own script and reach nothing but this service.
+_PAGE_HEADERS: Final = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+def build_http_app(classifier: Classifier, metrics: Metrics, settings: Settings) -> ASGIApp:
+    """Returns the ASGI application of all HTTP routes; it owns no state and needs no lifespan."""
+    api = HttpApi(classifier, metrics, settings)
+    routes = Router(api.routes(), redirect_slashes=False, default=_refuse_unknown_path)
+    return HttpEdge(routes, metrics, has_access_log=settings.access_log)
+
+
+class HttpApi:
+    """The routes. Each one returns an `Answer` or raises `RequestError`; the edge does the rest."""
+
+    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
+        self._classifier = classifier
+        self._metrics = metrics
+        self._settings = settings
+        self._openapi = Answer(body=encode_json(build_openapi(settings)))
+
+    def routes(self) -> list[Route]:
+        """Returns the table of routes; those for people stay out of the OpenAPI document."""
+        pages = Path(__file__).parent / "web"
+        return [
+            Route("/v1/classify", Endpoint(self.classify), methods=["POST", "PUT"]),
+            _get("/v1/models", self.list_models),
+            _get("/v1/models/{name}", self.show_model),
+            _get("/v1/models/{name}/labels", self.show_labels),
+            _get("/livez", self.tell_alive),
+            _get("/readyz", self.tell_ready),
+            _get("/metrics", self.render_metrics),
+            _get("/openapi.json", self.show_openapi),
+            _get("/", _redirect_to_docs, is_page=True),
+            _page("/docs", pages / "docs.html", b"text/html; charset=utf-8"),
+            _page("/docs.css", pages / "docs.css", b"text/css; charset=utf-8"),
+            _page("/docs.js", pages / "docs.js", b"text/javascript; charset=utf-8"),
+        ]
+
+    async def classify(self, scope: Scope, receive: Receive) -> Answer:
+        """Answers with the predictions for the image, or the images, of the body."""
+        headers = dict(scope["headers"])
+        options = read_options(scope["query_string"], headers)
+        limits = self._settings
+        with self._metrics.track_inflight("http"):
+            body = await read_body(
+                receive,
+                headers,
+                max_bytes=limits.max_body_bytes,
+                timeout_s=limits.request_read_timeout_s,
+            )
+            upload = parse_upload(
+                headers.get(b"content-type", b""), body, max_images=limits.max_request_images
+            )
+            with ClientWatch(receive):
+                good = [image for image in upload.images if isinstance(image, bytes)]
+                if upload.is_single:
+                    result = await self._classifier.classify(good[0], options)
+                    return answer_single(result, scope[REQUEST_ID])
+                answers = iter(await self._classifier.classify_many(good, options))
+                return answer_several(
+                    [
+                        next(answers) if isinstance(image, bytes) else image
+                        for image in upload.images
+                    ],
+                    scope[REQUEST_ID],
+                )
+
+    async def list_models(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with every served model."""
+        refuse_query(scope["query_string"])
+        return answer_models(self._classifier.describe_models())
+
+    async def show_model(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with one model."""
+        refuse_query(scope["query_string"])
+        model = self._classifier.describe_model(scope["path_params"]["name"])
+        return answer_model(model)
+
+    async def show_labels(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the labels of one model."""
+        refuse_query(scope["query_string"])
+        model = self._classifier.describe_model(scope["path_params"]["name"])
+        return answer_labels(model)
+
+    async def tell_alive(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers whenever the event loop runs; it says nothing of models, on purpose."""
+        document: http_schema.Alive = {"status": "alive"}
+        return Answer(body=encode_json(document))
+
+    async def tell_ready(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers 200 while requests should be sent here, else 503."""
+        if self._classifier.is_draining:
+            raise RequestError(ErrorCode.DRAINING, "the service is shutting down")
+        if not self._classifier.is_ready:
+            raise RequestError(ErrorCode.NOT_READY, "the models are still loading")
+        document: http_schema.Ready = {"status": "ready"}
+        return Answer(body=encode_json(document))
+
+    async def render_metrics(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the metrics of all workers, in Prometheus' text format."""
+        body, media_type = self._metrics.render()
+        return Answer(body=body, media_type=media_type.encode("ascii"))
+
+    async def show_openapi(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the description of this API."""
+        return self._openapi
+
+
+def _get(path: str, answer: Handler, *, is_page: bool = False) -> Route:
+    # Starlette takes an endpoint that is no function to answer every method, unless told.
+    return Route(path, Endpoint(answer), methods=["GET"], include_in_schema=not is_page)
+
+
+def _page(path: str, file: Path, media_type: bytes) -> Route:
+    answer = Answer(body=file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+
+    async def show(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001
+        return answer
+
+    return _get(path, show, is_page=True)
+
+
+async def _redirect_to_docs(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001
+    # Relative, so that it holds wherever this application is mounted.
+    return Answer(body=b"", status=307, headers=((b"location", b"docs"),))
+
+
+async def _refuse_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await WebSocketClose()(scope, receive, send)
+        return
+    raise RequestError(ErrorCode.NOT_FOUND, "there is nothing at this path")

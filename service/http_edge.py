@@ -1,0 +1,138 @@
+"""The outermost layer of HTTP: every request enters and every response leaves here.
+
+Routes store an `Answer` in the scope or raise; they never write to the socket. So there is one
+place that names a request, measures it, turns an error into a problem document and sends the
+bytes, and no exception can leave a client waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import ErrorCode, RequestError
+from service.http_answer import Answer, answer_problem
+from service.http_client import ClientLeftError
+from service.metrics import Metrics
+from service.request_id import take_request_id
+
+logger = logging.getLogger(__name__)
+
+ANSWER: Final = "fivecrop.answer"
+REQUEST_ID: Final = "fivecrop.request_id"
+
+# How long a refused upload is still read and thrown away, so that the client, which is busy
+# sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
+LINGER_S: Final = 2.0
+
+# Nobody reads this answer; the layers outside still want one. 499 is nginx's code for it.
+_CLIENT_LEFT: Final = Answer(body=b"", status=499)
+
+
+Handler = Callable[[Scope, Receive], Awaitable[Answer]]
+
+
+class Endpoint:
+    """An ASGI route around `answer(scope, receive) -> Answer`."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Handler) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Leaves the answer in the scope for the edge to send."""
+        scope[ANSWER] = await self._answer(scope, receive)
+
+
+class HttpEdge:
+    """Names, measures, answers and logs each HTTP request."""
+
+    def __init__(self, routes: ASGIApp, metrics: Metrics, *, has_access_log: bool) -> None:
+        self._routes = routes
+        self._metrics = metrics
+        self._has_access_log = has_access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; other scopes (lifespan, websocket) go to the routes unchanged."""
+        if scope["type"] != "http":
+            await self._routes(scope, receive, send)
+            return
+        started = time.perf_counter()
+        # A copy, because a server around this one has its own route and application in there;
+        # with an application, Starlette raises for a 405 instead of writing its own text.
+        scope = {**scope, "app": self, "route": None}
+        request_id = scope[REQUEST_ID] = take_request_id(_read_request_id(scope))
+        answer, code = await self._answer(scope, receive, send)
+        self._record(scope, answer, code, time.perf_counter() - started)
+        await send(answer.start_message(request_id))
+        has_unread_body = code == ErrorCode.BODY_TOO_LARGE
+        await send(
+            {"type": "http.response.body", "body": answer.body, "more_body": has_unread_body}
+        )
+        if has_unread_body:
+            await _linger(receive)
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> tuple[Answer, str]:
+        """Returns the answer of the routes, or the one that their error maps to, and its code."""
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        try:
+            await self._routes(scope, receive, send)
+            return scope[ANSWER], "ok"
+        except ClientLeftError:
+            return _CLIENT_LEFT, "cancelled"
+        except RequestError as refused:
+            error = refused
+        except HTTPException as refused:
+            error, headers = _translate(refused)
+        except Exception:  # whatever nobody foresaw
+            logger.exception("unexpected error, request %s", scope[REQUEST_ID])
+            error = RequestError(ErrorCode.INTERNAL, "something went wrong inside the service")
+        return answer_problem(error, scope[REQUEST_ID], headers), error.code.value
+
+    def _record(self, scope: Scope, answer: Answer, code: str, seconds: float) -> None:
+        # The template, or one constant: a label per unknown path would never end.
+        route: str = getattr(scope["route"], "path", "unmatched")
+        self._metrics.observe_request(transport="http", route=route, code=code, seconds=seconds)
+        if self._has_access_log:
+            logger.info(
+                "%s %s %d %s %.1f ms %s",
+                scope["method"],
+                route,
+                answer.status,
+                code,
+                seconds * 1000,
+                scope[REQUEST_ID],
+            )
+
+
+def _read_request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return str(value, "latin-1")
+    return None
+
+
+def _translate(
+    refused: HTTPException,
+) -> tuple[RequestError, tuple[tuple[bytes, bytes], ...]]:
+    """Returns our form of the error that Starlette's routing raises, which is always a 405."""
+    methods = (refused.headers or {}).get("Allow", "")
+    allow = ", ".join(sorted(methods.split(", ")))
+    error = RequestError(ErrorCode.METHOD_NOT_ALLOWED, f"this path answers {allow}")
+    return error, ((b"allow", allow.encode("ascii")),)
+
+
+async def _linger(receive: Receive) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass

@@ -1,0 +1,101 @@
+"""What the classifier says, as JSON answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service import http_schema
+from service.classifier import Classification, ModelDescription, Timings
+from service.errors import RequestError
+from service.http_answer import STATUS, Answer, encode_json
+
+
+def answer_models(models: Sequence[ModelDescription]) -> Answer:
+    """Returns the answer that lists models."""
+    document: http_schema.Models = {"models": [_describe(model) for model in models]}
+    return Answer(body=encode_json(document))
+
+
+def answer_model(model: ModelDescription) -> Answer:
+    """Returns the answer that describes one model."""
+    return Answer(body=encode_json(_describe(model)))
+
+
+def answer_labels(model: ModelDescription) -> Answer:
+    """Returns the answer that lists the labels of one model, by class id."""
+    document: http_schema.Labels = {
+        "model": model.name,
+        "version": model.version,
+        "labels": list(model.labels),
+    }
+    return Answer(body=encode_json(document))
+
+
+def answer_single(result: Classification, request_id: str) -> Answer:
+    """Returns the answer for one image."""
+    document: http_schema.Single = {"request_id": request_id, **_tell(result)}
+    return Answer(body=encode_json(document), headers=(_server_timing(result.timings),))
+
+
+def answer_several(results: list[Classification | RequestError], request_id: str) -> Answer:
+    """Returns the answer for several images: always 200, each result with a status of its own."""
+    document: http_schema.Several = {
+        "request_id": request_id,
+        "results": [_tell_item(item, result) for item, result in enumerate(results)],
+    }
+    # They ran side by side, so the slowest one tells where the time went.
+    timings = [result.timings for result in results if not isinstance(result, RequestError)]
+    slowest = max(timings, key=lambda one: one.total_s, default=None)
+    headers = (_server_timing(slowest),) if slowest else ()
+    return Answer(body=encode_json(document), headers=headers)
+
+
+def _describe(model: ModelDescription) -> http_schema.Model:
+    return {
+        "name": model.name,
+        "version": model.version,
+        "state": model.state,
+        "is_default": model.is_default,
+        "provider": model.provider,
+        "variant": model.variant,
+        "classes": model.classes,
+        "input_height": model.input_height,
+        "input_width": model.input_width,
+        "digest": model.digest,
+        "top1": model.top1,
+    }
+
+
+def _tell(result: Classification) -> http_schema.Outcome:
+    return {
+        "model": result.model,
+        "version": result.version,
+        "predictions": [
+            {"label": one.label, "index": one.index, "score": one.score}
+            for one in result.predictions
+        ],
+        "abstained": result.abstained,
+        "image": {"width": result.width, "height": result.height, "format": result.format},
+    }
+
+
+def _tell_item(
+    item: int, result: Classification | RequestError
+) -> http_schema.ItemOutcome | http_schema.ItemFailure:
+    if isinstance(result, RequestError):
+        return {
+            "item": item,
+            "status": STATUS[result.code],
+            "error": {"code": result.code, "detail": result.detail},
+        }
+    return {"item": item, "status": 200, **_tell(result)}
+
+
+def _server_timing(timings: Timings) -> tuple[bytes, bytes]:
+    value = b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (
+        timings.decode_s * 1000,
+        timings.queue_s * 1000,
+        timings.infer_s * 1000,
+        timings.total_s * 1000,
+    )
+    return b"server-timing", value

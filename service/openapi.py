@@ -1,0 +1,284 @@
+"""The OpenAPI 3.1 document of the HTTP routes; a test holds it to what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, get_args
+
+from pydantic import TypeAdapter
+
+from service import http_schema
+from service.bundle.manifest import TtaPolicy
+from service.errors import ErrorCode
+from service.http_answer import STATUS
+from service.settings import Settings
+
+Document = dict[str, Any]
+
+# The version of the interface, not of the software: it changes when a client would have to.
+_API_VERSION: Final = "1.0.0"
+
+_ABOUT: Final = """Image classification by calibrated models.
+
+Send an image as the body (`curl -T photo.jpg URL/v1/classify`), in a form, or in JSON. The answer
+names the model and its exact version. Errors are `application/problem+json` whose `code` never
+changes its meaning; gRPC answers with the same codes."""
+
+_SCHEMAS: Final = (
+    http_schema.Single,
+    http_schema.Several,
+    http_schema.Problem,
+    http_schema.Models,
+    http_schema.Model,
+    http_schema.Labels,
+    http_schema.Alive,
+    http_schema.Ready,
+)
+
+_PROBE_CODES: Final = (ErrorCode.NOT_READY, ErrorCode.DRAINING)
+# What only the routes of later versions, or routing itself, answer.
+_NOT_OF_CLASSIFY: Final = frozenset(
+    {
+        ErrorCode.UNAUTHENTICATED,
+        ErrorCode.FORBIDDEN,
+        ErrorCode.NOT_FOUND,
+        ErrorCode.METHOD_NOT_ALLOWED,
+        ErrorCode.RATE_LIMITED,
+    }
+)
+_MODEL_CODES: Final = (ErrorCode.INVALID_ARGUMENT, ErrorCode.MODEL_NOT_FOUND)
+
+
+def build_openapi(settings: Settings) -> Document:
+    """Returns the document, with the limits of this server in its descriptions."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fivecrop", "version": _API_VERSION, "description": _ABOUT},
+        # Relative to this document, so that it holds behind any proxy or prefix.
+        "servers": [{"url": "./"}],
+        "tags": [
+            {"name": "classify", "description": "Images in, predictions out."},
+            {"name": "models", "description": "What is served."},
+            {"name": "operations", "description": "For probes, dashboards and clients' tools."},
+        ],
+        "paths": _paths(settings),
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _schemas() -> Document:
+    inputs: list[Any] = [(one.__name__, "serialization", TypeAdapter(one)) for one in _SCHEMAS]
+    _, document = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
+    schemas: Document = document["$defs"]
+    return schemas
+
+
+def _paths(settings: Settings) -> Document:
+    name = [_parameter("name", "path", "NAME or NAME@VERSION.", {"type": "string"})]
+    return {
+        "/v1/classify": {
+            "post": _classify(settings, "classify"),
+            "put": _classify(settings, "classifyByPut"),
+        },
+        "/v1/models": _get(
+            "models",
+            "listModels",
+            "List the models that are served.",
+            "Models",
+            codes=(ErrorCode.INVALID_ARGUMENT,),
+        ),
+        "/v1/models/{name}": _get(
+            "models",
+            "showModel",
+            "Describe one model.",
+            "Model",
+            parameters=name,
+            codes=_MODEL_CODES,
+        ),
+        "/v1/models/{name}/labels": _get(
+            "models",
+            "showLabels",
+            "List the labels of a model, by class id.",
+            "Labels",
+            parameters=name,
+            codes=_MODEL_CODES,
+        ),
+        "/livez": _get("operations", "tellAlive", "Whether the process answers.", "Alive"),
+        "/readyz": _get(
+            "operations",
+            "tellReady",
+            "Whether requests should be sent here.",
+            "Ready",
+            codes=_PROBE_CODES,
+        ),
+        "/metrics": _get(
+            "operations", "renderMetrics", "Metrics in Prometheus' text format.", "text/plain"
+        ),
+        "/openapi.json": _get("operations", "showOpenapi", "This document.", "application/json"),
+    }
+
+
+def _get(
+    tag: str,
+    name: str,
+    summary: str,
+    answer: str,
+    *,
+    parameters: list[Document] | None = None,
+    codes: Iterable[ErrorCode] = (),
+) -> Document:
+    """Returns the path item of a GET; `answer` is the name of a schema or else a media type."""
+    if "/" in answer:
+        kind = {"text/plain": "string", "application/json": "object"}[answer]
+        content: Document = {answer: {"schema": {"type": kind}}}
+    else:
+        content = {"application/json": {"schema": _reference(answer)}}
+    operation: Document = {
+        "tags": [tag],
+        "operationId": name,
+        "summary": summary,
+        "responses": {
+            "200": {"description": "OK", "content": content},
+            **_problems((*codes, ErrorCode.INTERNAL)),
+        },
+    }
+    if parameters:
+        operation["parameters"] = parameters
+    return {"get": operation}
+
+
+def _classify(settings: Settings, name: str) -> Document:
+    return {
+        "tags": ["classify"],
+        "operationId": name,
+        "summary": "Classify one image, or several.",
+        "description": (
+            f"At most {settings.max_body_bytes:,} bytes and {settings.max_request_images} images a "
+            f"request; formats: {', '.join(settings.image_formats)}. A form or a list is answered "
+            "with `results`, each with its own `status`: one bad image never fails the others."
+        ),
+        "parameters": _classify_parameters(settings),
+        "requestBody": {"required": True, "content": _classify_bodies(settings)},
+        "responses": {
+            "200": {
+                "description": "The predictions.",
+                "headers": {
+                    "Server-Timing": _header("decode, queue, infer and total, in milliseconds."),
+                    "X-Request-Id": _header("The id of the request, as given or a new one."),
+                },
+                "content": {
+                    "application/json": {
+                        "schema": {"oneOf": [_reference("Single"), _reference("Several")]}
+                    }
+                },
+            },
+            **_problems(code for code in ErrorCode if code not in _NOT_OF_CLASSIFY),
+        },
+    }
+
+
+def _classify_parameters(settings: Settings) -> list[Document]:
+    policies = list(get_args(TtaPolicy))
+    return [
+        _parameter(
+            "model",
+            "query",
+            "NAME or NAME@VERSION; the default model when left out.",
+            {"type": "string"},
+        ),
+        _parameter(
+            "top_k",
+            "query",
+            "Predictions to return, best first; never more than classes.",
+            {"type": "integer", "minimum": 1, "default": 5},
+        ),
+        _parameter(
+            "tta",
+            "query",
+            "Test-time augmentation: more views of the image, averaged.",
+            {"type": "string", "enum": policies, "default": "none"},
+        ),
+        _parameter(
+            "X-Request-Id",
+            "header",
+            "Echoed, and written to the log.",
+            {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        ),
+        _parameter(
+            "X-Request-Timeout-Ms",
+            "header",
+            "Deadline in milliseconds; an image that waits longer is never computed.",
+            {"type": "number", "exclusiveMinimum": 0, "default": settings.default_timeout_ms},
+        ),
+    ]
+
+
+def _classify_bodies(settings: Settings) -> Document:
+    several = {"type": "array", "minItems": 1, "maxItems": settings.max_request_images}
+    encoded = {
+        "type": "string",
+        "contentEncoding": "base64",
+        "description": "Base64, alone or as a data: URI.",
+    }
+    binary = {"type": "string", "contentMediaType": "application/octet-stream"}
+    return {
+        "image/*": {"schema": binary},
+        "application/octet-stream": {"schema": binary},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"image": {**several, "items": binary}},
+                "required": ["image"],
+                "additionalProperties": False,
+            }
+        },
+        "application/json": {
+            "schema": {
+                "oneOf": [
+                    _object("image", encoded),
+                    _object("images", {**several, "items": encoded}),
+                ]
+            }
+        },
+    }
+
+
+def _object(name: str, schema: Document) -> Document:
+    return {
+        "type": "object",
+        "properties": {name: schema},
+        "required": [name],
+        "additionalProperties": False,
+    }
+
+
+def _parameter(name: str, place: str, description: str, schema: Document) -> Document:
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "description": description,
+        "schema": schema,
+    }
+
+
+def _header(description: str) -> Document:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _reference(schema: str) -> Document:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _problems(codes: Iterable[ErrorCode]) -> Document:
+    """Returns a response for each HTTP status that the codes map to, naming its codes."""
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(STATUS[code], []).append(f"`{code}`")
+    return {
+        str(status): {
+            "description": ", ".join(names),
+            "content": {"application/problem+json": {"schema": _reference("Problem")}},
+        }
+        for status, names in sorted(by_status.items())
+    }

@@ -1,0 +1,19 @@
+"""The name of one request, the same in the answer, the log and the metadata of either transport."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+HEADER = "x-request-id"
+
+# Narrow on purpose: the value is echoed in a header and written to logs, so it must not be able to
+# hold a line break, a quote or a terminal escape.
+_VALID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def take_request_id(offered: str | None) -> str:
+    """Returns the id that the client offered when it is a valid one, else a new one."""
+    if offered is not None and _VALID.fullmatch(offered):
+        return offered
+    return uuid.uuid4().hex
