@@ -78,6 +78,9 @@ class AugmentRecipe:
     # Largest shift in each direction, in pixels. Only with data.loading = "memory".
     translate_px: Annotated[int, Field(ge=0)] = 0
     translate_fill: Literal["reflect", "zero"] = "reflect"
+    # Side of a square, somewhere inside each image, that is painted in the mean colour (arXiv
+    # 1708.04552); 0 is off. Only with data.loading = "memory".
+    cutout_px: Annotated[int, Field(ge=0)] = 0
     # The three below only with data.loading = "stream". Least share of the area that a random cut
     # keeps: 0.35 when fine-tuning (0.08 is for hundreds of epochs).
     crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.35
@@ -219,7 +222,7 @@ def _check_settings_have_effect(recipe: Recipe, origin: str) -> None:
     data, augment, plain = recipe.data, recipe.augment, AugmentRecipe()
     other = {
         "memory": ("crop_min_area", "is_trivial_augment_on", "erase_probability"),
-        "stream": ("translate_px", "translate_fill"),
+        "stream": ("translate_px", "translate_fill", "cutout_px"),
     }
     for key in other[data.loading]:
         if getattr(augment, key) != getattr(plain, key):

@@ -42,7 +42,8 @@ def plot_curves(history: History, path: Path, *, title: str) -> None:
     rate.plot(epochs, [record["lr_factor"] for record in history])
     loss.legend()
     figure.suptitle(title, fontsize=11)
-    figure.text(0.005, 0.005, "train: augmented images, smoothed labels", fontsize=7)
+    # As a label of the figure, which the layout keeps clear of the axes.
+    figure.supxlabel("train: augmented images, smoothed labels", fontsize=7, x=0.005, ha="left")
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.config import AugmentRecipe
+from training.errors import TrainingError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -54,11 +55,22 @@ class MemoryLoader:
         augment: the recipe's augmentation.
         batch_size: images a batch.
         seed: of the run.
+        mean: what is painted over a cut-out, RGB of 0..1.
     """
 
     def __init__(
-        self, views: Tensor, labels: Tensor, augment: AugmentRecipe, *, batch_size: int, seed: int
+        self,
+        views: Tensor,
+        labels: Tensor,
+        augment: AugmentRecipe,
+        *,
+        batch_size: int,
+        seed: int,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
+        if augment.cutout_px > min(views.shape[1:3]):
+            raise TrainingError(f"augment.cutout_px {augment.cutout_px} is more than the image has")
+        self._mean = (255 * torch.tensor(mean)).round().to(torch.uint8)
         self._padded = _pad(views, augment)
         self._size = views.shape[1:3]
         self._labels = labels
@@ -74,7 +86,10 @@ class MemoryLoader:
         for number, indices in enumerate(order):
             chance = generator_of(self._seed, "augment", epoch, number)
             flips = self._draw_flips(indices, epoch, chance)
-            yield self._gather(indices, flips, chance), self._labels[indices]
+            views = self._gather(indices, flips, chance)
+            if self._augment.cutout_px:
+                self._cut_out(views, chance)
+            yield views, self._labels[indices]
 
     def _draw_flips(self, indices: Tensor, epoch: int, chance: torch.Generator) -> Tensor:
         if self._augment.flip == "none":
@@ -92,6 +107,16 @@ class MemoryLoader:
         columns = torch.arange(width)
         columns = left + torch.where(flips[:, None], columns.flip(0), columns)
         return self._padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _cut_out(self, views: Tensor, chance: torch.Generator) -> None:
+        """Paint over a square of each view, in place."""
+        side = self._augment.cutout_px
+        inside = []
+        for length in self._size:
+            first = torch.randint(length - side + 1, (len(views), 1), generator=chance)
+            place = torch.arange(length)
+            inside.append((place >= first) & (place < first + side))
+        views[inside[0][:, :, None] & inside[1][:, None, :]] = self._mean
 
 
 def split_views(

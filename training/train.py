@@ -456,6 +456,7 @@ def _build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
         recipe.augment,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
+        mean=recipe.input.normalisation.mean,
     )
 
 

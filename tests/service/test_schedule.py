@@ -1,4 +1,4 @@
-"""The schedule's decisions, without threads: hypothesis plays the clock, the clients and the threads."""
+"""The schedule's decisions, without threads: hypothesis plays clock, clients and threads."""
 
 from __future__ import annotations
 
@@ -183,51 +183,62 @@ steps = st.lists(
 )
 
 
+class Simulation:
+    """Clients, threads and a clock around a schedule, moved by the steps that hypothesis draws."""
+
+    def __init__(self, *, good, delay):
+        self.now, self.delay = 0.0, delay
+        self.submitted: list[Job] = []
+        self.ran: list[Job] = []
+        self.dropped: list[Job] = []
+        self.schedule = Schedule(self.dropped.append)
+        self.lanes = [make_lane(n, max_batch=8, good_batch=good, delay_s=delay) for n in "abc"]
+        for lane in self.lanes:
+            self.schedule.add_lane(lane)
+
+    def submit(self, lane, views, deadline):
+        job = make_job(self.lanes[lane], views=views, deadline=deadline)
+        self.submitted.append(job)
+        self.schedule.add_encoded(job)
+
+    def cancel(self, number):
+        if number < len(self.submitted):
+            self.submitted[number].is_cancelled = True
+
+    def tick(self, seconds):
+        self.now += seconds
+
+    def work(self, roles):
+        decodes, runs = roles
+        todo = self.schedule.next_work(self.now, decodes=decodes, runs=runs)
+        if isinstance(todo, Prepare):
+            assert not todo.job.is_dead(self.now)
+            self.schedule.add_ready(todo.job, self.now)
+        elif isinstance(todo, Run):
+            assert not any(job.is_dead(self.now) for job in todo.jobs)
+            assert len(todo.jobs) == 1 or sum(j.view_count for j in todo.jobs) <= 8
+            assert {job.lane for job in todo.jobs} == {todo.lane}
+            self.ran.extend(todo.jobs)
+        return todo
+
+    def finish(self):
+        """An idle thread that does both empties everything, waiting at most the delay each time."""
+        while (todo := self.work((True, True))) != Wait(None):
+            if isinstance(todo, Wait):
+                assert todo.seconds <= self.delay + 1e-9
+                self.tick(todo.seconds + 1e-9)
+
+
 @settings(max_examples=300, deadline=None)
 @given(steps=steps, good=st.integers(1, 8), delay=st.floats(0, 0.5))
 def test_every_job_ends_once_in_order_within_its_batch_size(steps, good, delay):
-    dropped: list[Job] = []
-    schedule = Schedule(dropped.append)
-    lanes = [make_lane(n, max_batch=8, good_batch=good, delay_s=delay) for n in "abc"]
-    for lane in lanes:
-        schedule.add_lane(lane)
-    now, submitted, ran = 0.0, [], []
-
-    def work(decodes, runs):
-        todo = schedule.next_work(now, decodes=decodes, runs=runs)
-        if isinstance(todo, Prepare):
-            assert not todo.job.is_dead(now)
-            schedule.add_ready(todo.job, now)
-        elif isinstance(todo, Run):
-            assert not any(job.is_dead(now) for job in todo.jobs)
-            assert len(todo.jobs) == 1 or sum(j.view_count for j in todo.jobs) <= 8
-            assert {job.lane for job in todo.jobs} == {todo.lane}
-            ran.extend(todo.jobs)
-        return todo
-
+    simulation = Simulation(good=good, delay=delay)
     for step, *arguments in steps:
-        if step == "submit":
-            lane, views, deadline = arguments
-            job = make_job(lanes[lane], views=views, deadline=deadline)
-            submitted.append(job)
-            schedule.add_encoded(job)
-        elif step == "cancel" and arguments[0] < len(submitted):
-            submitted[arguments[0]].is_cancelled = True
-        elif step == "tick":
-            now += arguments[0]
-        elif step == "work":
-            work(*arguments[0])
-    # An idle thread that does both empties everything, waiting at most the delay each time.
-    while True:
-        todo = work(True, True)
-        if isinstance(todo, Wait):
-            if todo.seconds is None:
-                break
-            assert todo.seconds <= delay + 1e-9
-            now += todo.seconds + 1e-9
-
-    assert Counter(map(id, submitted)) == Counter(map(id, [*ran, *dropped]))
-    for lane in lanes:
+        getattr(simulation, step)(*arguments)
+    simulation.finish()
+    submitted, ran = simulation.submitted, simulation.ran
+    assert Counter(map(id, submitted)) == Counter(map(id, [*ran, *simulation.dropped]))
+    for lane in simulation.lanes:
         order = [submitted.index(job) for job in ran if job.lane is lane]
         assert order == sorted(order)
         assert lane.ready_views == 0

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from training.config import AugmentRecipe
+from training.errors import TrainingError
 from training.loading import MemoryLoader, split_views
 
 COUNT, SIZE = 40, 6
@@ -83,6 +84,29 @@ def test_shifts_are_crops_of_the_padded_image(views, fill):
             assert len(places) == 1
             seen.update(places)
     assert len(seen) == 25
+
+
+def test_a_cut_out_is_one_square_of_the_mean_colour_somewhere_inside(views):
+    labels = torch.arange(COUNT)
+    augment = AugmentRecipe(cutout_px=3)
+    mean = (0.0, 0.5, 1.0)
+    loader = MemoryLoader(views, labels, augment, batch_size=8, seed=0, mean=mean)
+    places = set()
+    for epoch in range(3):
+        shown, labels = read_epoch(loader, epoch)
+        painted = (shown == torch.tensor([0, 128, 255], dtype=torch.uint8)).all(dim=3)
+        assert torch.equal(shown[~painted], views[labels][~painted])
+        for mask in painted:
+            rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+            assert len(rows) == len(columns) == 3
+            assert int(mask.sum()) == 9
+            places.add((int(rows[0]), int(columns[0])))
+    assert len(places) == 16
+
+
+def test_a_cut_out_larger_than_the_image_is_refused(views):
+    with pytest.raises(TrainingError, match="cutout_px 7"):
+        make_loader(views, cutout_px=7)
 
 
 def test_drawing_batches_leaves_the_global_generator_alone(views):

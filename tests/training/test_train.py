@@ -110,7 +110,8 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, average):
         f"average.kind={average}",
         "average.every_steps=2",
         "augment.flip=random",
-        "model.architecture=torchvision:squeezenet1_1",
+        "model.architecture=timm:test_resnet",
+        "model.options.drop_rate=0.5",
         "train.epochs=2",
         "train.batch_size=480",
     )
