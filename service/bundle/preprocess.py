@@ -18,7 +18,9 @@ from service.bundle.decode import Limits, decode
 from service.bundle.manifest import Preprocess, TtaPolicy
 
 Views = NDArray[np.uint8]
-Anchor = Literal["centre", "top_left", "top_right", "bottom_left", "bottom_right"]
+Anchor = Literal[
+    "centre", "centre_of_mirrored", "top_left", "top_right", "bottom_left", "bottom_right"
+]
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -42,12 +44,20 @@ class View:
 
 
 _FIVE: tuple[Anchor, ...] = ("top_left", "top_right", "bottom_left", "bottom_right", "centre")
+# torchvision's TenCrop mirrors the image and then crops it; this is the same, in the same order.
+_FIVE_OF_MIRRORED: tuple[Anchor, ...] = (
+    *("top_right", "top_left", "bottom_right", "bottom_left"),
+    "centre_of_mirrored",
+)
 
 TTA_POLICIES: dict[TtaPolicy, tuple[View, ...]] = {
     "none": (View(),),
     "hflip": (View(), View(flip=True)),
     "five_crop": tuple(View(anchor=anchor) for anchor in _FIVE),
-    "ten_crop": tuple(View(anchor=anchor, flip=flip) for flip in (False, True) for anchor in _FIVE),
+    "ten_crop": (
+        *(View(anchor=anchor) for anchor in _FIVE),
+        *(View(anchor=anchor, flip=True) for anchor in _FIVE_OF_MIRRORED),
+    ),
     "multi_scale": tuple(
         View(scale=scale, flip=flip) for scale in (1.0, 1.15, 1.3) for flip in (False, True)
     ),
@@ -132,6 +142,8 @@ def _offset(view: Anchor, width: int, height: int, preprocess: Preprocess) -> tu
     right, bottom = width - preprocess.crop.width, height - preprocess.crop.height
     if view == "centre":
         return round(right / 2.0), round(bottom / 2.0)
+    if view == "centre_of_mirrored":
+        return right - round(right / 2.0), round(bottom / 2.0)
     return (right if view.endswith("right") else 0), (bottom if view.startswith("bottom") else 0)
 
 

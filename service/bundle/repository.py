@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from service.errors import BundleError
 
 MANIFEST_FILE = "bundle.json"
 GOLDEN_FILE = "golden/golden.json"
+# No leading zeros: 01 would be a second folder of version 1.
+_VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 # Work in progress starts with a dot, which no model name does, so it is never picked up.
 _STAGING_PREFIX = ".staging-"
 
@@ -60,7 +64,7 @@ def list_versions(repository: Path) -> dict[str, list[int]]:
             folder.name: sorted(
                 int(p.name)
                 for p in folder.iterdir()
-                if p.name.isascii() and p.name.isdigit() and (p / MANIFEST_FILE).is_file()
+                if _VERSION_PATTERN.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
             )
             for folder in sorted(names)
         }
@@ -123,22 +127,35 @@ def verify_files(bundle: Bundle) -> None:
     One flipped bit in the weights loads in ONNX Runtime and changes answers; this is why it never
     serves.
 
+    A file that the manifest does not know is refused too: a graph could read its weights from it.
+
     Raises:
-        BundleError: A file is missing, lies outside the folder, or has another size or sha256.
+        BundleError: A file is missing, unknown, lies outside the folder, or has another size or
+            sha256.
     """
     records: dict[str, FileRecord | Variant] = dict(bundle.manifest.files)
     records |= {variant.file: variant for variant in bundle.manifest.variants}
-    root = bundle.folder.resolve()
+    for path in sorted(bundle.folder.rglob("*")):
+        name = path.relative_to(bundle.folder).as_posix()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and name not in records and name != MANIFEST_FILE:
+            raise BundleError(f"{bundle.reference}: {name!r} is not in the manifest")
     for name, record in sorted(records.items()):
-        path = bundle.folder / name
-        if not path.resolve().is_relative_to(root):
-            raise BundleError(f"{bundle.reference}: {name} lies outside the bundle")
-        try:
-            found = record_file(path)
-        except OSError as error:
-            raise BundleError(f"{bundle.reference}: {name}: {error.strerror}") from error
+        found = _record_inner_file(bundle, name)
         if (found.bytes, found.sha256) != (record.bytes, record.sha256):
             raise BundleError(f"{bundle.reference}: {name} is not the file that was published")
+
+
+def _record_inner_file(bundle: Bundle, name: str) -> FileRecord:
+    path = bundle.folder / name
+    if not Path(os.path.realpath(path)).is_relative_to(bundle.folder.resolve()):
+        raise BundleError(f"{bundle.reference}: {name} lies outside the bundle")
+    if not path.is_file():
+        raise BundleError(f"{bundle.reference}: there is no file {name}")
+    try:
+        return record_file(path)
+    except OSError as error:
+        raise BundleError(f"{bundle.reference}: {name}: {error.strerror}") from error
 
 
 def record_file(path: Path) -> FileRecord:
@@ -165,7 +182,9 @@ def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
     if not NAME_PATTERN.fullmatch(name):
         raise BundleError(f"{name!r} is not a model name: {NAME_PATTERN.pattern}")
     repository.mkdir(parents=True, exist_ok=True)
-    version = max(list_versions(repository).get(name, [0])) + 1
+    # A folder without a manifest is invisible, but its number is taken.
+    numbers = [p.name for p in (repository / name).glob("*") if _VERSION_PATTERN.fullmatch(p.name)]
+    version = max(map(int, numbers), default=0) + 1
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=repository) as parent:
         staging = Path(parent) / name / str(version)
         staging.mkdir(parents=True)
@@ -179,8 +198,11 @@ def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
         try:
             staging.rename(final)
         except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
             raise BundleError(f"{name}@{version} was published by someone else") from error
         _sync_folder(final.parent)
+        _sync_folder(repository)
 
 
 def _read(path: Path, kind: type[_M]) -> tuple[bytes, _M]:
@@ -194,7 +216,8 @@ def _read(path: Path, kind: type[_M]) -> tuple[bytes, _M]:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         where = f" at {where}" if where else ""
-        raise BundleError(f"{path}{where}: {first['msg']}") from error
+        # One line, whatever the keys of the file hold.
+        raise BundleError(" ".join(f"{path}{where}: {first['msg']}".split())) from error
 
 
 def _sync(folder: Path) -> None:
