@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,7 +176,7 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+def load_settings(**overrides: object) -> Settings:
     """Returns the settings of this process, `overrides` first, then `FIVECROP_*` variables.
 
     pydantic-settings does not notice a misspelt variable by itself, so the names are checked here.
@@ -185,9 +184,8 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
     Raises:
         SettingsError: A variable is unknown or a value is out of its bounds; one line.
     """
-    names = os.environ if environment is None else environment
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    if unknown := sorted(n for n in names if n.upper().startswith(PREFIX) and n not in known):
+    if unknown := sorted(n for n in os.environ if n.upper().startswith(PREFIX) and n not in known):
         raise SettingsError(f"unknown setting {', '.join(unknown)}")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -195,6 +193,14 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"setting {PREFIX}{name.upper()}: {first['msg']}") from error
+
+
+def opt_out_of_telemetry() -> None:
+    """Keeps ONNX Runtime from reporting to its maker, and from a device id in the home folder.
+
+    Since 1.31 it does both on Linux when it is imported, so this comes before that.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:

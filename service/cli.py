@@ -1,0 +1,156 @@
+"""The `fivecrop` command. Data goes to standard output, everything else to standard error.
+
+Exit codes: 0 done, 1 done but not well, 2 asked for something impossible. Nothing heavy is imported
+until a command needs it, so `fivecrop --help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing
+from enum import Enum, EnumType
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from service.command_group import CommandGroup
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from service.bundle.repository import Bundle
+
+
+def _make_serve() -> click.Command:
+    from service.settings import Settings
+
+    options: list[click.Parameter] = [
+        _make_option(name, field)
+        for name, field in Settings.model_fields.items()
+        if name != "supervisor_fd"
+    ]
+    return click.Command(
+        "serve",
+        callback=_serve,
+        params=options,
+        help="Serve the models of a repository over HTTP and gRPC.\n\n"
+        "Each option can also be given as an environment variable, FIVECROP_ and its name.",
+    )
+
+
+def _make_option(name: str, field: FieldInfo) -> click.Option:
+    """Returns the option of one setting; its value is checked where all settings are."""
+    choices = _read_choices(field.annotation)
+    help_text = field.description or ""
+    if field.default not in (None, ()):
+        default = field.default
+        shown = ",".join(default) if isinstance(default, tuple) else str(default).lower()
+        help_text += f" [default: {shown}]"
+    flag = name.replace("_", "-")
+    if field.annotation is bool:
+        return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=help_text)
+    names = [f"--{flag}", "--model"] if name == "models" else [f"--{flag}"]
+    return click.Option([*names, name], metavar=choices, help=help_text)
+
+
+def _read_choices(annotation: object) -> str:
+    options = typing.get_args(annotation) or (annotation,)
+    for option in options:
+        if isinstance(option, EnumType):
+            members: list[Enum] = list(option)
+            return "|".join(member.value for member in members)
+    for kind, metavar in ((Path, "FOLDER"), (int, "N"), (float, "X")):
+        if kind in options:
+            return metavar
+    return "TEXT"
+
+
+def _serve(**options: object) -> None:
+    from service.log import configure_log
+    from service.settings import load_settings
+    from service.supervisor import run_server
+
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = load_settings(**given)
+    configure_log(settings.log_level)
+    has_ended_well = run_server(settings, announce=lambda line: click.echo(line, err=True))
+    if not has_ended_well:
+        click.get_current_context().exit(1)
+
+
+def _make_models() -> click.Command:
+    return click.Command(
+        "models",
+        callback=_list_models,
+        params=[
+            click.Option(["--model-repository"], metavar="FOLDER", help="Folder of bundles."),
+            click.Option(["--json", "as_json"], is_flag=True, help="Write JSON."),
+        ],
+        help="List the bundles of a repository: name, version, digest and top-1 accuracy.",
+    )
+
+
+def _list_models(model_repository: str | None, *, as_json: bool) -> None:
+    from service.bundle.repository import list_versions, read_bundle
+    from service.settings import load_settings
+
+    given = {} if model_repository is None else {"model_repository": model_repository}
+    repository = load_settings(**given).model_repository
+    rows = [
+        _describe_bundle(read_bundle(repository / name / str(version)))
+        for name, versions in list_versions(repository).items()
+        for version in versions
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    measured = next((m for m in manifest.metrics if m.variant == "fp32"), None)
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": bundle.digest,
+        "classes": len(manifest.labels),
+        "variants": [variant.precision for variant in manifest.variants],
+        "top1": None if measured is None else measured.top1,
+        "measured_on": None if measured is None else f"{measured.dataset} {measured.split}",
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "version", "digest", "classes", "variants", "top-1", "measured on")
+    for row in rows:
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2%}"
+        table.add_row(
+            row["name"],
+            str(row["version"]),
+            row["digest"][:12],
+            str(row["classes"]),
+            " ".join(row["variants"]),
+            top1,
+            row["measured_on"] or "-",
+        )
+    # As wide as the table needs: the width of a terminal means nothing to a file or a pipe.
+    Console(file=sys.stdout, width=10_000).print(table)
+
+
+class _Commands(CommandGroup):
+    LAZY: ClassVar = {
+        "serve": (_make_serve, "Serve models over HTTP and gRPC."),
+        "models": (_make_models, "List the bundles of a repository."),
+    }
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fivecrop")
+def main() -> None:
+    """Trains image classifiers, and serves exactly what was validated."""

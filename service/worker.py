@@ -1,0 +1,91 @@
+"""Composition root of one worker: settings -> metrics -> classifier -> HTTP and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import partial
+from typing import Any, Self
+
+import bentoml
+from starlette.types import ASGIApp
+
+from service.classifier import Classifier, Options
+from service.devices import choose_gpu, count_gpus
+from service.drain import Drain, close_after_answer
+from service.gpu import GpuCollector
+from service.grpc_api import GrpcServer
+from service.http_api import build_http_app
+from service.http_results import answer_single
+from service.live_workers import WorkersCollector, list_live_workers
+from service.log import configure_log
+from service.metrics import Metrics
+from service.processes import ProcessesCollector, this_process
+from service.request_id import take_request_id
+from service.settings import Settings
+
+
+class Worker:
+    """Everything that answers requests in this process.
+
+    Attributes:
+        http_app: The ASGI application of all HTTP routes.
+    """
+
+    def __init__(
+        self, settings: Settings, classifier: Classifier, http_app: ASGIApp, grpc_server: GrpcServer
+    ) -> None:
+        """Takes the parts; `start` makes them."""
+        self.http_app = http_app
+        self._classifier = classifier
+        self._drain_s = settings.drain_s
+        self._drain = Drain(classifier, grpc_server, settings, self._close_connections)
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Self:
+        """Returns a worker that answers: models proved, gRPC listening, signals in hand.
+
+        Raises:
+            StartError: A model cannot be served, or gRPC cannot listen.
+        """
+        configure_log(settings.log_level)
+        metrics = _build_metrics(settings)
+        device = choose_gpu(bentoml.server_context.worker_index or 1, count_gpus())
+        classifier = await asyncio.to_thread(Classifier.build, settings, metrics, device=device)
+        http_app = build_http_app(classifier, metrics, settings)
+        grpc_server = GrpcServer(classifier, metrics, settings)
+        await grpc_server.start()
+        worker = cls(settings, classifier, http_app, grpc_server)
+        worker._drain.install()
+        return worker
+
+    async def classify(self, image: bytes) -> dict[str, Any]:
+        """Returns the document that `POST /v1/classify` answers with."""
+        result = await self._classifier.classify(image, Options())
+        document: dict[str, Any] = json.loads(answer_single(result, take_request_id(None)).body)
+        return document
+
+    def drain(self) -> None:
+        """Starts to drain, as on SIGTERM."""
+        self._drain.start(self._drain_s)
+
+    async def finish(self) -> None:
+        """Returns when nothing is in flight any more."""
+        await self._drain.finish()
+
+    def _close_connections(self) -> None:
+        self.http_app = close_after_answer(self.http_app)
+
+
+def _build_metrics(settings: Settings) -> Metrics:
+    folder = settings.metrics_folder
+    list_pids = this_process if folder is None else partial(list_live_workers, folder)
+    return Metrics(
+        max_labels=settings.metric_labels,
+        shared_folder=folder,
+        collectors=(
+            ProcessesCollector(list_pids),
+            WorkersCollector(settings.workers, list_pids),
+            GpuCollector(),
+        ),
+    )

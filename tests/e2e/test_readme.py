@@ -1,0 +1,64 @@
+"""The README, executed: its commands and its example answer, against the bundled model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def bundled(start_server):
+    return start_server(ROOT / "exported_models").wait_ready()
+
+
+def on_ports(text, server):
+    return text.replace("3000", str(server.http_port)).replace("3001", str(server.grpc_port))
+
+
+def test_the_ready_line_is_the_one_of_the_readme(readme, bundled):
+    (line,) = re.findall(r"^fivecrop is ready: .*$", readme, re.M)
+    assert bundled.stderr.strip().splitlines()[-1] == on_ports(line, bundled)
+
+
+def test_the_example_answer_is_the_real_one(readme, bundled):
+    (command,) = re.findall(r"^curl -T .*$", readme, re.M)
+    (example,) = re.findall(r"```json\n(.*?)```", readme, re.S)
+    curl = shlex.split(on_ports(command, bundled))
+    shown = subprocess.run([*curl, "-s"], cwd=ROOT, capture_output=True, check=True).stdout
+    answer, expected = json.loads(shown), json.loads(example)
+    assert answer.pop("request_id")
+    assert expected.pop("request_id")
+    scores, expected_scores = (
+        [one.pop("score") for one in document["predictions"]] for document in (answer, expected)
+    )
+    assert answer == expected
+    # Another processor rounds otherwise, so not to the last digit.
+    assert scores == pytest.approx(expected_scores, abs=1e-3)
+
+
+def test_the_python_block_prints_one_answer_from_both_clients(readme, bundled):
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    run = subprocess.run(
+        [sys.executable, "-c", on_ports(block, bundled)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    over_grpc, over_bentoml = run.stdout.split()
+    assert over_grpc == over_bentoml

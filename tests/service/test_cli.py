@@ -1,0 +1,193 @@
+"""The `fivecrop` command: what it says, where, with which exit code, and what it leaves alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from service import command_group, supervisor
+from service.cli import main
+from service.errors import BundleError
+from service.settings import ProviderChoice, Settings
+
+
+@pytest.fixture
+def run():
+    def invoke(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The settings that `fivecrop serve` would serve with."""
+    seen = []
+
+    def run_server(settings, announce):
+        seen.append(settings)
+        announce("fivecrop is ready")
+        return True
+
+    monkeypatch.setattr(supervisor, "run_server", run_server)
+    return seen
+
+
+@pytest.fixture
+def add_plugin(monkeypatch):
+    """Registers what an entry point of the group `fivecrop.commands` loads."""
+
+    def add(name, load):
+        class Plugin:
+            value = f"elsewhere:{name}"
+
+            def load(self):
+                return load()
+
+        plugin = Plugin()
+        plugin.name = name
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [plugin])
+
+    return add
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    check = (
+        "import sys\n"
+        "from service.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'bentoml', 'grpc', 'numpy', 'onnxruntime', 'pydantic', 'torch', 'training'}\n"
+        "found = heavy & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, check=False, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    for name in ("serve", "models", "train", "export", "evaluate", "import"):
+        assert name in shown.stdout
+
+
+def test_every_setting_is_an_option_of_serve_with_its_sentence(run):
+    shown = " ".join(run("serve", "--help").output.split())
+    for name, field in Settings.model_fields.items():
+        if name != "supervisor_fd":
+            assert f"--{name.replace('_', '-')}" in shown
+            # The terminal breaks long words, so a sentence is compared without its blanks.
+            assert field.description.replace(" ", "") in shown.replace(" ", "")
+
+
+def test_options_win_over_variables_and_both_reach_the_server(run, served, monkeypatch):
+    monkeypatch.setenv("FIVECROP_PROVIDER", "openvino")
+    monkeypatch.setenv("FIVECROP_WORKERS", "3")
+    result = run("serve", "--provider", "cpu", "--model", "a,b@2", "--require-gpu", "--drain-s", 1)
+    assert result.exit_code == 0, result.output
+    (settings,) = served
+    assert settings.provider is ProviderChoice.CPU
+    assert (settings.workers, settings.models, settings.drain_s) == (3, ("a", "b@2"), 1)
+    assert settings.require_gpu
+
+
+def test_serve_writes_nothing_to_standard_output(run, served):
+    result = run("serve")
+    assert result.stdout == ""
+    assert result.stderr == "fivecrop is ready\n"
+
+
+def test_server_that_did_not_end_in_order_is_exit_code_1(run, monkeypatch):
+    monkeypatch.setattr(supervisor, "run_server", lambda settings, announce: False)
+    assert run("serve").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--workers", "0", "FIVECROP_WORKERS: Input should be greater than or equal to 1"),
+        ("--provider", "tpu", "FIVECROP_PROVIDER: Input should be 'auto', 'cuda', 'cpu'"),
+        ("--http-port", "many", "FIVECROP_HTTP_PORT: Input should be a valid integer"),
+    ],
+)
+def test_impossible_option_is_one_line_and_exit_code_2(run, served, option, value, text):
+    result = run("serve", option, value)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"fivecrop: error: setting {text}")
+    assert result.stderr.count("\n") == 1
+    assert served == []
+
+
+def test_unknown_variable_is_refused_by_name(run, served, monkeypatch):
+    monkeypatch.setenv("FIVECROP_WORKER", "2")
+    result = run("serve")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "fivecrop: error: unknown setting FIVECROP_WORKER\n",
+    )
+
+
+def test_models_lists_bundles_for_people_and_for_programs(run, tiny_bundle_repository):
+    table = run("models", "--model-repository", tiny_bundle_repository)
+    assert table.exit_code == 0
+    assert "digits-linear" in table.stdout
+    rows = json.loads(run("models", "--model-repository", tiny_bundle_repository, "--json").stdout)
+    (row,) = rows
+    assert (row["name"], row["version"], row["classes"]) == ("digits-linear", 1, 10)
+    assert row["variants"] == ["fp32"]
+    assert len(row["digest"]) == 64
+
+
+def test_models_of_no_repository_is_one_line_and_exit_code_2(run, tmp_path):
+    result = run("models", "--model-repository", tmp_path / "absent", "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("fivecrop: error: model repository")
+
+
+def test_command_of_another_package_runs(run, add_plugin):
+    @click.command("bake")
+    def bake():
+        click.echo("baked")
+
+    add_plugin("bake", lambda: bake)
+    assert run("bake").stdout == "baked\n"
+    assert "bake" in run("--help").stdout
+
+
+def test_command_whose_packages_are_not_installed_says_how_to_install_them(run, add_plugin):
+    def load():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    add_plugin("bake", load)
+    result = run("bake")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "fivecrop: error: this command needs torch: pip install 'fivecrop[train]'\n"
+    )
+
+
+def test_module_of_ours_that_is_missing_is_a_bug_and_not_an_installation(run, add_plugin):
+    def load():
+        raise ModuleNotFoundError("No module named 'training.lost'", name="training.lost")
+
+    add_plugin("bake", load)
+    assert isinstance(run("bake").exception, ModuleNotFoundError)
+
+
+def test_error_with_line_breaks_is_still_one_line(run, add_plugin):
+    @click.command("bake")
+    def bake():
+        raise BundleError("first\n  second")
+
+    add_plugin("bake", lambda: bake)
+    assert run("bake").stderr == "fivecrop: error: first second\n"
+
+
+def test_every_registered_command_is_there(run):
+    for name, plugin in command_group._find_plugins().items():
+        assert isinstance(plugin.load(), click.Command), name
