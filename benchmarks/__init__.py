@@ -1,0 +1,1 @@
+"""Load and peer comparisons: what the service costs beside the work that it cannot avoid."""

@@ -1,0 +1,1 @@
+"""Plain services in other frameworks, each written as its documentation shows, over one model."""
