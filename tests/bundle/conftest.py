@@ -21,7 +21,7 @@ from service.bundle.manifest import Preprocess
 from service.bundle.repository import publishing, record_file
 
 # A busy machine is no failure; `--hypothesis-seed` and the printed blob repeat one.
-settings.register_profile("bundle", deadline=None, print_blob=True)
+settings.register_profile("bundle", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("bundle")
 
 ALL_FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff")

@@ -12,10 +12,9 @@ import gzip
 import io
 import pickle
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image
@@ -132,13 +131,6 @@ def _without(data: bytes, start: bytes, stop: bytes) -> bytes:
     return data[: data.index(start)] + data[data.index(stop) :]
 
 
-def _zip() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("photo.jpg", jpeg())
-    return file.getvalue()
-
-
 def _bmp_sized(width: int, height: int) -> bytes:
     data = encoded(picture(), "BMP")
     return data[:18] + struct.pack("<ii", width, height) + data[26:]
@@ -148,12 +140,6 @@ def _run_length_bmp() -> bytes:
     start = b"BM" + struct.pack("<IHHI", 198, 0, 0, 118)
     header = struct.pack("<IiiHHIIiiII", 40, 24, 17, 1, 4, 2, 80, 0, 0, 16, 16)
     return start + header + bytes(64 + 80)
-
-
-def _npy() -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    return file.getvalue()
 
 
 def _with_codes(code: ErrorCode, makers: dict[str, Maker]) -> dict[str, tuple[Maker, ErrorCode]]:
@@ -216,7 +202,6 @@ _TOO_LARGE: dict[str, Maker] = {
     "png of 2**31 - 1 pixels wide": lambda: png(2**31 - 1, 1),
     "png of 100000 x 100000": lambda: png(100_000, 100_000),
     "png of 41 megapixels": lambda: png(8200, 5000),
-    "png of 41 megapixels of 16-bit RGBA": lambda: png(8200, 5000, depth=16, colour=6),
     "png of 16385 x 200": lambda: png(16_385, 200),
     "jpeg of 65500 x 65500": lambda: jpeg_sized(65_500, 65_500),
     "jpeg of 41 megapixels": lambda: jpeg_sized(8200, 5000),
@@ -267,9 +252,11 @@ _TOO_COMPLEX_INSIDE: dict[str, Maker] = {
     "webp animation of 65 frames": lambda: animation("WEBP", 65, lossless=True),
 }
 
+_ENCODED = ("AVIF", "BMP", "DDS", "EPS", "GIF", "ICO", "JPEG2000", "PDF", "QOI", "TGA", "TIFF")
+
 _UNSUPPORTED: dict[str, Maker] = {
+    **{name.lower(): partial(lambda name: encoded(picture(), name), name) for name in _ENCODED},
     "random bytes": lambda: np.random.default_rng(5).bytes(5000),
-    "one byte": lambda: b"\xff",
     "zeros": lambda: bytes(1000),
     "text": lambda: b"a photograph of a cat\n",
     "UTF-16 text": lambda: "a photograph".encode("utf-16"),
@@ -277,7 +264,7 @@ _UNSUPPORTED: dict[str, Maker] = {
     "json": lambda: b'{"image": "abc"}',
     "a base64 jpeg": lambda: base64.b64encode(jpeg()),
     "a gzipped jpeg": lambda: gzip.compress(jpeg()),
-    "a zip of a jpeg": _zip,
+    "a zip": lambda: b"PK\3\4\x14\0\0\0" + bytes(22) + jpeg(),
     "html": lambda: b"<!DOCTYPE html><html><script>alert(1)</script></html>",
     "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
     "svg that reads a file (XXE)": lambda: (
@@ -287,29 +274,17 @@ _UNSUPPORTED: dict[str, Maker] = {
     "svg of a billion laughs": lambda: (
         b'<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><svg>&b;</svg>'
     ),
-    "pdf": lambda: encoded(picture(), "PDF"),
-    "postscript": lambda: encoded(picture(), "EPS"),
-    "gif": lambda: encoded(picture().quantize(16), "GIF"),
     "gif that is a script": lambda: b"GIF89a/*" + bytes(40) + b"*/=1;alert(1)",
-    "bmp": lambda: encoded(picture(), "BMP"),
-    "ico": lambda: encoded(picture(), "ICO"),
-    "tiff": lambda: encoded(picture(), "TIFF"),
     "big tiff": lambda: encoded(picture(), "TIFF", big_tiff=True),
-    "avif": lambda: encoded(picture(), "AVIF"),
     "heic": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50),
     "mp4": lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(50),
-    "jpeg 2000": lambda: encoded(picture(), "JPEG2000"),
     "jpeg xl": lambda: b"\xff\x0a" + bytes(50),
     "psd": lambda: b"8BPS\0\1" + bytes(50),
     "fits": lambda: b"SIMPLE  =                    T" + bytes(50),
-    "dds": lambda: encoded(picture(), "DDS"),
     "wmf": lambda: b"\xd7\xcd\xc6\x9a" + bytes(50),
     "xpm": lambda: b'/* XPM */\nstatic char *a[] = {"1 1 1 1", "a c #fff", "a"};',
-    "tga": lambda: encoded(picture(), "TGA"),
-    "qoi": lambda: encoded(picture(), "QOI"),
-    "ppm": lambda: encoded(picture(), "PPM"),
     "pickle": lambda: pickle.dumps({"image": jpeg()}),
-    "npy of objects": _npy,
+    "npy of objects": lambda: b"\x93NUMPY\1\0v\0{'descr': '|O'}" + pickle.dumps({}),
     "a jpeg after a space": lambda: b" " + jpeg(),
 }
 

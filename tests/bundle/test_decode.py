@@ -84,7 +84,7 @@ SAME_PICTURE = {
     "jpeg, the huffman tables left out (film frames)": (_jpeg_without_huffman_tables, 6),
     "jpeg, then html": (lambda f: _jpeg()(f) + b"<html><script>alert(1)</script>", 2),
     "jpeg, then a film": (lambda f: _jpeg()(f) + b"ftypmp42" + b"\xff\xda\0\x0c" * 500, 2),
-    "jpeg, then a zip": (lambda f: _jpeg()(f) + f.HOSTILE_IMAGES["a zip of a jpeg"][0](), 2),
+    "jpeg, then a zip": (lambda f: _jpeg()(f) + f.HOSTILE_IMAGES["a zip"][0](), 2),
     "jpeg, scan markers in a comment": (_jpeg(comment=b"\xff\xda" * 500), 2),
     "jpeg, broken profile": (_jpeg(icc_profile=b"not a profile"), 2),
     "jpeg, sRGB profile": (_jpeg(icc_profile=_profile("sRGB")), 2),

@@ -193,7 +193,7 @@ def test_an_image_cut_off_at_sixteen_places_is_refused(kind, sound_images, all_f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_flipped_bits_give_pixels_or_a_clear_error(kind, data, sound_images, all_formats):
     damaged = bytearray(sound_images[kind])
@@ -215,7 +215,7 @@ def test_flipped_bits_give_pixels_or_a_clear_error(kind, data, sound_images, all
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     start=st.sampled_from(
         [

@@ -189,7 +189,7 @@ def test_no_published_file_tells_about_this_machine(published, tmp_path):
 
 
 def test_paths_lose_their_folders_and_nothing_else_changes():
-    recipe = {"a": ["/work/x/train.parquet", 3], "b": {"c": "C:\\x\\y.toml", "d": "../z/w.json"}}
+    recipe = {"a": ["/srv/x/train.parquet", 3], "b": {"c": "C:\\x\\y.toml", "d": "../z/w.json"}}
     assert forget_folders(recipe) == {
         "a": ["train.parquet", 3],
         "b": {"c": "y.toml", "d": "../z/w.json"},
