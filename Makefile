@@ -60,7 +60,7 @@ train: $(VENV)/.dev ## train RECIPE with SEED into runs/
 export: $(VENV)/.dev ## export RUN as NAME into exported_models/
 	$(BIN)/fivecrop export $(RUN) --name $(NAME)
 
-bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 30 minutes)
+bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minutes)
 	scripts/install-system-packages.sh wrk
 	$(BIN)/python -m benchmarks.run
 

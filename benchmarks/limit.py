@@ -30,11 +30,16 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """What the tight loops did together; CPU times are a process's own, a photograph."""
+    """What the tight loops did together; CPU times are a process's own, a photograph.
+
+    Attributes:
+        cpu_share: CPU time over time, 0 to 1 a process: what the rest of the machine left to them.
+    """
 
     processes: int
     images: int
     images_per_second: float
+    cpu_share: float
     cpu_ms: float
     prepare_cpu_ms: float
     infer_cpu_ms: float
@@ -126,6 +131,7 @@ def run_loops(bundle_folder: Path, folder: Path, *, seconds: float, processes: i
         processes=processes,
         images=images,
         images_per_second=sum(result.images / result.seconds for result in done),
+        cpu_share=cpu_seconds / sum(result.seconds for result in done),
         cpu_ms=cpu_seconds / images * 1000,
         prepare_cpu_ms=prepare_cpu_seconds / images * 1000,
         infer_cpu_ms=(cpu_seconds - prepare_cpu_seconds) / images * 1000,

@@ -82,8 +82,9 @@ class Bench:
         )
         self.results.limits.append({"model": model.name, **asdict(limit)})
         say(
-            f"{model.name}: limit {limit.images_per_second:.1f} images/s, CPU {limit.cpu_ms:.2f} ms"
-            f" = {limit.prepare_cpu_ms:.2f} prepare + {limit.infer_cpu_ms:.2f} infer"
+            f"{model.name}: limit {limit.images_per_second:.1f} images/s with "
+            f"{limit.cpu_share:.0%} of the cores, CPU {limit.cpu_ms:.2f} ms = "
+            f"{limit.prepare_cpu_ms:.2f} prepare + {limit.infer_cpu_ms:.2f} infer"
         )
         return limit
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from benchmarks.targets import check_targets
 
+# A tight loop that has its core to itself gets all of it.
+QUIET_CPU_SHARE = 0.95
+
 Results = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -45,6 +48,13 @@ def _lines(results: Results, raw_name: str) -> Iterable[str]:
         f"cell, load average {facts['load_average_at_start'][0]:.2f} before and "
         f"{facts['load_average_at_end'][0]:.2f} after. Medians, ranges in brackets."
     )
+    shares = [limit["cpu_share"] for limit in results["limits"]]
+    if shares and min(shares) < QUIET_CPU_SHARE:
+        yield ""
+        yield (
+            f"**The machine was busy with something else**: a limit loop got {min(shares):.0%} of "
+            "its core. Rates, latencies and ratios below mean nothing; CPU-ms are inflated."
+        )
     for name, model in facts["models"].items():
         yield from _model_lines(results, name, model)
     yield from _memory_lines(results["memory"])

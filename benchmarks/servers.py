@@ -84,7 +84,12 @@ def run_server(spec: ServerSpec, model: BenchModel, photograph: bytes) -> Iterat
     with log_path.open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # so that no server's signals reach us, nor ours it
         )
         try:
             _await_answer(process, spec, http_port, photograph, log_path)
