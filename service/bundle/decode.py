@@ -54,7 +54,7 @@ _DECODERS: dict[Format, Callable[[io.BytesIO], ImageFile]] = {
     "tiff": TiffImageFile,
 }
 
-# What Pillow 13 raised in 3 million mutations of small files: the first three in every format, the
+# What Pillow 13 raised in 4 million mutations of small files: the first three in every format, the
 # next two in TIFF. MemoryError is an allocation that failed, the bomb an opt-in format under raised
 # limits; the last three were not seen, but parsers in Python raise them sooner than others.
 _DAMAGE = (
