@@ -65,9 +65,9 @@ class Preprocess(Strict):
     `crop_only_resize` computes only the pixels that the crop needs, for 40 % less work in the
     resize. Pillow picks the order of its two passes by the sizes, so for one photograph in five to
     ten a tenth or more of the samples differ: by one level when bilinear, by up to 28 where bicubic
-    or lanczos overshoot. `jpeg_scaled_decode` lets the JPEG decoder shrink large photographs while it
-    decodes (docs/decisions.md has both). They change the answer a little, so they are facts of the
-    bundle: what was evaluated with them is served with them.
+    or lanczos overshoot. `jpeg_scaled_decode` lets the JPEG decoder shrink large photographs while
+    it decodes (docs/decisions.md has both). They change the answer a little, so they are facts of
+    the bundle: what was evaluated with them is served with them.
     """
 
     resize: Resize
