@@ -80,7 +80,13 @@ class Server:
         with self._stderr.open("wb") as errors, self._stdout.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={**kept, "HOME": str(self.home), **(environment or {})},
+                # Killed as it may be, it leaves nothing outside the folders of the test.
+                env={
+                    **kept,
+                    "HOME": str(self.home),
+                    "TMPDIR": str(folder),
+                    **(environment or {}),
+                },
                 stdout=output,
                 stderr=errors,
                 cwd=folder,
