@@ -23,6 +23,7 @@ class Airbench(nn.Module):
         super().__init__()
         self.whiten = nn.Conv2d(3, _WHITENING_FILTERS, kernel_size=2)
         self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(torch.as_tensor(self.whiten.bias))
         channels = (_WHITENING_FILTERS, *widths)
         self.blocks = nn.ModuleList(Block(channels[i], channels[i + 1]) for i in range(3))
         self.head = nn.Linear(widths[-1], classes, bias=False)
