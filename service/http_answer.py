@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Literal
 
 from starlette.types import Message
 
@@ -44,6 +44,9 @@ STATUS: Final[dict[ErrorCode, int]] = {
 
 # The rest of these requests is never read, so their connection cannot carry another one.
 CLOSING: Final = frozenset({ErrorCode.BODY_TOO_LARGE, ErrorCode.REQUEST_TIMEOUT})
+
+# Where clients of other servers look for the text of an error.
+ErrorKey = Literal["error", "message"]
 
 _RETRIABLE_STATUS: Final = frozenset({429, 503})
 
@@ -86,9 +89,12 @@ def retry_after_s(error: RequestError) -> int:
 
 
 def answer_problem(
-    error: RequestError, request_id: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+    error: RequestError,
+    request_id: str,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    error_key: ErrorKey | None = None,
 ) -> Answer:
-    """Returns the RFC 9457 problem document of an error."""
+    """Returns the RFC 9457 problem document of an error, its detail also under `error_key`."""
     status = STATUS[error.code]
     document: http_schema.Problem = {
         "type": "about:blank",
@@ -98,6 +104,8 @@ def answer_problem(
         "detail": error.detail,
         "request_id": request_id,
     }
+    if error_key is not None:
+        document[error_key] = error.detail
     if status in _RETRIABLE_STATUS:
         headers = (*headers, (b"retry-after", b"%d" % retry_after_s(error)))
     if error.code in CLOSING:

@@ -24,6 +24,9 @@ from service.http_results import (
     answer_several,
     answer_single,
 )
+from service.http_sagemaker import SageMaker
+from service.http_tfserving import TfServing
+from service.http_torchserve import TorchServe
 from service.metrics import Metrics
 from service.openapi import build_openapi
 from service.settings import Settings
@@ -62,6 +65,7 @@ class HttpApi:
         pages = Path(__file__).parent / "web"
         return [
             Route("/v1/classify", Endpoint(self.classify), methods=["POST", "PUT"]),
+            *self._drop_ins(),
             _get("/v1/models", self.list_models),
             _get("/v1/models/{name}", self.show_model),
             _get("/v1/models/{name}/labels", self.show_labels),
@@ -74,6 +78,18 @@ class HttpApi:
             _page("/docs.css", pages / "docs.css", b"text/css; charset=utf-8"),
             _page("/docs.js", pages / "docs.js", b"text/javascript; charset=utf-8"),
         ]
+
+    def _drop_ins(self) -> list[Route]:
+        """Returns the routes of the drop-ins that are on; of a path that two have, the first's."""
+        parts = self._classifier, self._metrics, self._settings
+        routes: list[Route] = []
+        if self._settings.torchserve:
+            routes += TorchServe(*parts).routes()
+        if self._settings.tfserving:
+            routes += TfServing(*parts).routes()
+        if self._settings.sagemaker:
+            routes += SageMaker(self.classify, self.tell_ready).routes()
+        return routes
 
     async def classify(self, scope: Scope, receive: Receive) -> Answer:
         """Answers with the predictions for the image, or the images, of the body."""

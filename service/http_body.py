@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from starlette.types import Receive
 
 from service.errors import ErrorCode, RequestError
 from service.http_client import ClientLeftError
+from service.http_json import parse_json
 from service.http_multipart import parse_multipart, wrong_count
 from service.url_guard import refuse_url
 
 # Real documents nest one list in one object; far more can only be meant to cost parsing time.
-MAX_JSON_BRACKETS: Final = 64
+_MAX_BRACKETS: Final = 64
 
 T = TypeVar("T")
 
@@ -102,8 +102,8 @@ def parse_upload(content_type: bytes, body: bytes, *, max_images: int) -> Upload
     if kind == b"application/json":
         texts, is_single = _parse_document(body, max_images)
         if is_single:
-            return Upload(images=(_decode_base64(texts[0]),), is_single=True)
-        return Upload(images=tuple(_try(_decode_base64, text) for text in texts), is_single=False)
+            return Upload(images=(decode_base64(texts[0]),), is_single=True)
+        return Upload(images=tuple(_try(decode_base64, text) for text in texts), is_single=False)
     return Upload(images=(_check(body),), is_single=True)
 
 
@@ -121,7 +121,7 @@ def _check(image: bytes) -> bytes:
 
 def _parse_document(body: bytes, max_images: int) -> tuple[list[str], bool]:
     """Returns the strings of `{"image": S}` or `{"images": [S, ...]}`, and whether it was one."""
-    document = _parse_json(body, max_images)
+    document = parse_json(body, max_brackets=_MAX_BRACKETS, max_items=max_images)
     if not isinstance(document, dict):
         raise RequestError(ErrorCode.BAD_JSON, "the JSON document is not an object")
     if document.keys() == {"image"}:
@@ -141,37 +141,12 @@ def _parse_document(body: bytes, max_images: int) -> tuple[list[str], bool]:
     return texts, is_single
 
 
-def _parse_json(body: bytes, max_images: int) -> object:
-    """Returns the document, more strictly than `json` does alone.
+def decode_base64(text: str) -> bytes:
+    """Returns the image in standard base64, alone or as a `data:...;base64,` URI.
 
-    Counting first costs a millisecond and bounds the parser, which would turn ten megabytes of
-    brackets or commas into gigabytes of objects.
+    Raises:
+        RequestError: `bad_base64`, `url_not_allowed`.
     """
-    if body.count(b"[") + body.count(b"{") > MAX_JSON_BRACKETS:
-        raise RequestError(ErrorCode.BAD_JSON, "the JSON document is nested too deeply")
-    if body.count(b",") > 2 * max_images:  # a data: URI holds one of its own
-        raise wrong_count(max_images)
-    try:
-        return json.loads(
-            body.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse
-        )
-    except (ValueError, RecursionError):
-        raise RequestError(ErrorCode.BAD_JSON, "the body is not a JSON document") from None
-
-
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("duplicate key")
-    return document
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _decode_base64(text: str) -> bytes:
-    """Returns the bytes of standard base64, alone or as a `data:...;base64,` URI."""
     refuse_url(text[:16].encode("utf-8", "replace"))
     prefix = _DATA_URI.match(text)
     try:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ErrorCode, RequestError
-from service.http_answer import Answer, answer_problem
+from service.http_answer import Answer, ErrorKey, answer_problem
 from service.http_client import ClientLeftError
 from service.metrics import Metrics
 from service.request_id import take_request_id
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER: Final = "fivecrop.answer"
 REQUEST_ID: Final = "fivecrop.request_id"
+_ERROR_KEY: Final = "fivecrop.error_key"
 
 # How long a refused upload is still read and thrown away, so that the client, which is busy
 # sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
@@ -42,13 +43,16 @@ Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 class Endpoint:
     """An ASGI route around `answer(scope, receive) -> Answer`."""
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "_error_key")
 
-    def __init__(self, answer: Handler) -> None:
+    def __init__(self, answer: Handler, *, error_key: ErrorKey | None = None) -> None:
+        """Makes the route; clients of another server read an error's text under its own key."""
         self._answer = answer
+        self._error_key = error_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Leaves the answer in the scope for the edge to send."""
+        scope[_ERROR_KEY] = self._error_key
         scope[ANSWER] = await self._answer(scope, receive)
 
 
@@ -96,7 +100,8 @@ class HttpEdge:
         except Exception:  # whatever nobody foresaw
             logger.exception("unexpected error, request %s", scope[REQUEST_ID])
             error = RequestError(ErrorCode.INTERNAL, "something went wrong inside the service")
-        return answer_problem(error, scope[REQUEST_ID], headers), error.code.value
+        answer = answer_problem(error, scope[REQUEST_ID], headers, scope.get(_ERROR_KEY))
+        return answer, error.code.value
 
     def _record(self, scope: Scope, answer: Answer, code: str, seconds: float) -> None:
         # The template, or one constant: a label per unknown path would never end.

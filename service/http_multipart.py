@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 FIELDS: Final = frozenset({b"image", b"file"})
 
 
-def parse_multipart(content_type: bytes, body: bytes, *, max_images: int) -> tuple[bytes, ...]:
-    """Returns the files of the fields `image` and `file`, in their order.
+def parse_multipart(
+    content_type: bytes, body: bytes, *, max_images: int, fields: frozenset[bytes] = FIELDS
+) -> tuple[bytes, ...]:
+    """Returns the files of the named fields, in their order.
 
     Raises:
         RequestError: `invalid_argument` for a body without boundary, end, or files, with another
@@ -32,7 +34,7 @@ def parse_multipart(content_type: bytes, body: bytes, *, max_images: int) -> tup
     if body.count(b"\r\n--" + boundary) > max_images + 1:
         # The parser walks through each boundary in Python: two million would take seconds.
         raise wrong_count(max_images)
-    form = _Form(max_images)
+    form = _Form(max_images, fields)
     try:
         parser = MultipartParser(boundary, form.callbacks())
         parser.write(body)
@@ -42,13 +44,17 @@ def parse_multipart(content_type: bytes, body: bytes, *, max_images: int) -> tup
     if not form.is_complete:
         raise _invalid("the multipart body ends too early")
     if not form.images:
-        raise _invalid("the form has no file field named image or file")
+        raise _invalid(f"the form has no file field named {_name(fields)}")
     return tuple(form.images)
 
 
 def wrong_count(max_images: int) -> RequestError:
     """Returns the refusal of a request with no image or more than `max_images`."""
     return _invalid(f"one request has between 1 and {max_images} images")
+
+
+def _name(fields: frozenset[bytes]) -> str:
+    return b" or ".join(sorted(fields)).decode("ascii")
 
 
 def _invalid(detail: str) -> RequestError:
@@ -58,10 +64,11 @@ def _invalid(detail: str) -> RequestError:
 class _Form:
     """Collects files from the parser's callbacks."""
 
-    def __init__(self, max_images: int) -> None:
+    def __init__(self, max_images: int, fields: frozenset[bytes]) -> None:
         self.images: list[bytes] = []
         self.is_complete = False
         self._max_images = max_images
+        self._fields = fields
         self._name = bytearray()
         self._value = bytearray()
         self._disposition = b""
@@ -97,8 +104,9 @@ class _Form:
         self._name, self._value = bytearray(), bytearray()
 
     def _check_field(self) -> None:
-        if parse_options_header(self._disposition)[1].get(b"name") not in FIELDS:
-            raise _invalid("a form field is named neither image nor file; options go in the URL")
+        if parse_options_header(self._disposition)[1].get(b"name") not in self._fields:
+            names = _name(self._fields)
+            raise _invalid(f"a form field is not named {names}; options go in the URL")
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         # `data` is not always the body: the parser also hands back what looked like a boundary.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import (
+    Annotated,
+    Literal,
+    NotRequired,  # pydantic needs this one before Python 3.12
+)
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict
 
 from service.errors import ErrorCode
 
@@ -96,6 +100,8 @@ class Problem(TypedDict):
     code: ErrorCode
     detail: str
     request_id: str
+    error: NotRequired[Annotated[str, Field(description="The detail, for Triton's clients.")]]
+    message: NotRequired[Annotated[str, Field(description="The detail, for TorchServe's.")]]
 
 
 @with_config(_EXACT)

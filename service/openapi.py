@@ -74,6 +74,13 @@ def _schemas() -> Document:
 
 
 def _paths(settings: Settings) -> Document:
+    paths = _own_paths(settings)
+    if settings.tfserving:
+        del paths["/v1/models/{name}"]  # answered in a form that is not ours
+    return paths
+
+
+def _own_paths(settings: Settings) -> Document:
     name = [_parameter("name", "path", "NAME or NAME@VERSION.", {"type": "string"})]
     return {
         "/v1/classify": {

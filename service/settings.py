@@ -119,6 +119,18 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."
     )
 
+    torchserve: bool = Field(
+        False, description="Also answer TorchServe's clients: /ping and /predictions/MODEL."
+    )
+    tfserving: bool = Field(
+        False,
+        description="Also answer clients of TensorFlow Serving and KServe v1: "
+        "/v1/models/MODEL:predict, and /v1/models/MODEL in their form instead of ours.",
+    )
+    sagemaker: bool = Field(
+        False, description="Also answer Amazon SageMaker: /ping and /invocations."
+    )
+
     keep_alive_s: int = Field(
         75,
         ge=1,

@@ -62,3 +62,21 @@ def test_the_python_block_prints_one_answer_from_both_clients(readme, bundled):
     )
     over_grpc, over_bentoml = run.stdout.split()
     assert over_grpc == over_bentoml
+
+
+def test_the_clients_of_other_servers_are_answered(readme, start_server):
+    (block,) = re.findall(r"```\n(IMAGE=.*?)```", readme, re.S)
+    drop_ins = {"torchserve": True, "tfserving": True, "sagemaker": True}
+    server = start_server(ROOT / "exported_models", **drop_ins).wait_ready()
+    script = on_ports(block, server).replace("curl ", "echo; curl -sSf ")
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    torchserve, tfserving, sagemaker = map(json.loads, run.stdout.split("\n")[1:])
+    assert next(iter(torchserve)) == "airplane"
+    assert tfserving["predictions"][0]["label"] == "airplane"
+    assert sagemaker["predictions"][0]["label"] == "airplane"
