@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := $(VENV)/clients
 # A machine whose NVIDIA driver answers gets the GPU build of ONNX Runtime.
 VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # The development environment serves too.
@@ -30,6 +31,13 @@ $(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.tools
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Upstream clients, beside the development environment because they want another protobuf.
+$(CLIENTS)/.installed: requirements/clients.txt $(VENV)/.tools
+	@echo "installing requirements/clients.txt into $(CLIENTS)" >&2
+	python3 -m venv $(CLIENTS)
+	$(BIN)/uv pip install --quiet --python $(CLIENTS)/bin/python --require-hashes -r $<
+	@touch $@
+
 setup: $(VENV)/.dev ## make the development environment (with torch)
 
 fmt: $(VENV)/.dev ## format the code
@@ -47,7 +55,7 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 test: $(VENV)/.dev ## run the tests that start no server and train no model
 	$(BIN)/pytest -m "not e2e"
 
-e2e: $(VENV)/.dev ## run the tests that start real servers and train a real model
+e2e: $(VENV)/.dev $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
 	$(BIN)/pytest -m e2e
 
@@ -67,6 +75,7 @@ bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minut
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(VENV)/.tools ## renew the locks under requirements/
 	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
+	$(LOCK) --group clients -o requirements/clients.txt
 	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt
 
 clean: ## remove the environment, caches and benchmark files; runs/ and exported_models/ stay

@@ -10,9 +10,12 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.batcher import Batcher
 from service.bundle.decode import Limits
@@ -64,6 +67,7 @@ class Classification:
         model: Name of the model that answered.
         version: Its version.
         predictions: Best first; `score` is the calibrated probability.
+        probabilities: Of every class, float32 [C]; what the predictions were picked from.
         abstained: Whether the best score is under the threshold that the bundle was given.
         width: Of the image file, in pixels.
         height: Of the image file, in pixels.
@@ -76,6 +80,7 @@ class Classification:
     model: str
     version: int
     predictions: tuple[Prediction, ...]
+    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
     abstained: bool
     width: int
     height: int
@@ -252,6 +257,7 @@ class Classifier:
             model=model.name,
             version=model.version,
             predictions=predictions,
+            probabilities=probabilities,
             abstained=threshold is not None and best.score < threshold,
             width=outcome.prepared.width,
             height=outcome.prepared.height,

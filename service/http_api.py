@@ -16,6 +16,7 @@ from service.http_answer import STATUS, Answer, encode_json
 from service.http_body import parse_upload, read_body
 from service.http_client import ClientWatch
 from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
+from service.http_open_inference import HttpOpenInference
 from service.http_options import read_options, refuse_query
 from service.http_results import (
     answer_labels,
@@ -28,6 +29,7 @@ from service.http_sagemaker import SageMaker
 from service.http_tfserving import TfServing
 from service.http_torchserve import TorchServe
 from service.metrics import Metrics
+from service.open_inference import OpenInference
 from service.openapi import build_openapi
 from service.settings import Settings
 
@@ -47,7 +49,12 @@ _PAGE_HEADERS: Final = (
 def build_http_app(classifier: Classifier, metrics: Metrics, settings: Settings) -> ASGIApp:
     """Returns the ASGI application of all HTTP routes; it owns no state and needs no lifespan."""
     api = HttpApi(classifier, metrics, settings)
-    routes = Router(api.routes(), redirect_slashes=False, default=_refuse_unknown_path)
+    open_inference = HttpOpenInference(OpenInference(classifier, settings), metrics, settings)
+    routes = Router(
+        [*api.routes(), *open_inference.routes()],
+        redirect_slashes=False,
+        default=_refuse_unknown_path,
+    )
     return HttpEdge(routes, metrics, has_access_log=settings.access_log)
 
 

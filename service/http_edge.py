@@ -100,7 +100,10 @@ class HttpEdge:
         except Exception:  # whatever nobody foresaw
             logger.exception("unexpected error, request %s", scope[REQUEST_ID])
             error = RequestError(ErrorCode.INTERNAL, "something went wrong inside the service")
-        answer = answer_problem(error, scope[REQUEST_ID], headers, scope.get(_ERROR_KEY))
+        # Clients of the Open Inference Protocol read it even where no route is.
+        default: ErrorKey | None = "error" if scope["path"].startswith("/v2") else None
+        error_key = scope.get(_ERROR_KEY, default)
+        answer = answer_problem(error, scope[REQUEST_ID], headers, error_key)
         return answer, error.code.value
 
     def _record(self, scope: Scope, answer: Answer, code: str, seconds: float) -> None:

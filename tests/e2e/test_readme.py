@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / ".venv/clients/bin/python"  # of other servers; `make e2e` installs them
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,23 @@ def bundled(start_server):
 
 def on_ports(text, server):
     return text.replace("3000", str(server.http_port)).replace("3001", str(server.grpc_port))
+
+
+def section(readme, title):
+    """The text under a heading of the second level."""
+    return readme.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def run_block(block, server, python):
+    """What a block prints, run beside the bundled model by the given interpreter."""
+    run = subprocess.run(
+        [python, "-c", on_ports(block, server)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return run.stdout
 
 
 def test_the_ready_line_is_the_one_of_the_readme(readme, bundled):
@@ -52,15 +70,8 @@ def test_the_example_answer_is_the_real_one(readme, bundled):
 
 
 def test_the_python_block_prints_one_answer_from_both_clients(readme, bundled):
-    (block,) = re.findall(r"```python\n(.*?)```", readme, re.S)
-    run = subprocess.run(
-        [sys.executable, "-c", on_ports(block, bundled)],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    over_grpc, over_bentoml = run.stdout.split()
+    (block,) = re.findall(r"```python\n(.*?)```", section(readme, "Serve"), re.S)
+    over_grpc, over_bentoml = run_block(block, bundled, sys.executable).split()
     assert over_grpc == over_bentoml
 
 
@@ -80,3 +91,16 @@ def test_the_clients_of_other_servers_are_answered(readme, start_server):
     assert next(iter(torchserve)) == "airplane"
     assert tfserving["predictions"][0]["label"] == "airplane"
     assert sagemaker["predictions"][0]["label"] == "airplane"
+
+
+def test_the_block_for_triton_clients_prints_what_is_shown(readme, bundled):
+    text = section(readme, "Use it from Triton clients")
+    ((block, shown),) = re.findall(r"```python\n(.*?)```\n```\n(.*?)```", text, re.S)
+    # Another processor rounds otherwise, so not to the last digits.
+    told, expected = (
+        re.findall(r"b'([\d.]+):(\d+:\w+)'", output)
+        for output in (run_block(block, bundled, CLIENTS), shown)
+    )
+    assert [name for _, name in told] == [name for _, name in expected]
+    scores, expected_scores = ([float(score) for score, _ in one] for one in (told, expected))
+    assert scores == pytest.approx(expected_scores, abs=1e-3)

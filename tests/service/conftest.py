@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import io
 import socket
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from service.batcher import Batcher
 from service.bundle.manifest import Manifest
@@ -66,6 +68,7 @@ class StubClassifier:
                 Prediction(label="cát", index=2, score=0.75),
                 Prediction(label="dog", index=0, score=0.25),
             ),
+            probabilities=np.array([0.25, 0, 0.75], np.float32),
             abstained=False,
             width=4,
             height=2,
@@ -266,6 +269,18 @@ class TinyModel:
         self.batches.append(len(views))
         sums = views.sum(axis=(1, 2), dtype=np.float32) + 1
         return sums / sums.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def make_png():
+    """Returns `make_png(size, colour)`: a PNG file of one colour."""
+
+    def make(size, colour):
+        file = io.BytesIO()
+        Image.new("RGB", size, colour).save(file, "PNG")
+        return file.getvalue()
+
+    return make
 
 
 @pytest.fixture

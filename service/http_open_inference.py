@@ -1,0 +1,113 @@
+"""The REST edge of the Open Inference Protocol v2: routes of its clients, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope
+
+from service.errors import ErrorCode, RequestError
+from service.http_answer import Answer, encode_json
+from service.http_body import read_body
+from service.http_client import ClientWatch
+from service.http_content_encoding import decode_body
+from service.http_edge import Endpoint, Handler
+from service.http_infer import HEADER_LENGTH, answer_infer, parse_infer
+from service.metrics import Metrics
+from service.open_inference import OpenInference
+from service.settings import Settings
+
+_ONCE: Final = (HEADER_LENGTH, b"content-encoding")
+
+
+class HttpOpenInference:
+    """The routes under `/v2`."""
+
+    def __init__(self, open_inference: OpenInference, metrics: Metrics, settings: Settings) -> None:
+        self._open_inference = open_inference
+        self._metrics = metrics
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        """Returns the table of routes; the model's come with and without its version."""
+        model = "/v2/models/{name}"
+        return [
+            *(
+                _route(f"{prefix}{path}", answer, method)
+                for path, answer, method in (
+                    ("/infer", self.infer, "POST"),
+                    ("/ready", self.tell_model_ready, "GET"),
+                    ("", self.show_model, "GET"),
+                )
+                for prefix in (model, f"{model}/versions/{{version}}")
+            ),
+            _route("/v2/health/live", self.tell_live, "GET"),
+            _route("/v2/health/ready", self.tell_ready, "GET"),
+            _route("/v2/models", self.list_models, "GET"),
+            _route("/v2", self.show_server, "GET"),
+        ]
+
+    async def infer(self, scope: Scope, receive: Receive) -> Answer:
+        """Answers with the output of a model for the images of the body."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(headers) != len(scope["headers"]):
+            _refuse_repeated(scope)
+        limits = self._settings
+        encoding = headers.pop(b"content-encoding", b"identity")
+        with self._metrics.track_inflight("http"):
+            body = await read_body(
+                receive,
+                headers,
+                max_bytes=limits.max_body_bytes,
+                timeout_s=limits.request_read_timeout_s,
+            )
+            body = await decode_body(body, encoding, max_bytes=limits.max_body_bytes)
+            request = parse_infer(headers, body, **_name_model(scope))
+            with ClientWatch(receive):
+                return answer_infer(await self._open_inference.infer(request))
+
+    async def show_server(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the name, version and extensions of the server."""
+        return Answer(body=encode_json(self._open_inference.describe_server()))
+
+    async def list_models(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the names of the models, as KServe does."""
+        return Answer(body=encode_json({"models": self._open_inference.list_names()}))
+
+    async def show_model(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the inputs, outputs and versions of a model."""
+        return Answer(body=encode_json(self._open_inference.describe_model(**_name_model(scope))))
+
+    async def tell_live(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers whenever the event loop runs."""
+        return Answer(body=encode_json({"live": True}))
+
+    async def tell_ready(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers 200 while requests should be sent here, else 503."""
+        self._open_inference.check_ready()
+        return Answer(body=encode_json({"ready": True}))
+
+    async def tell_model_ready(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers 200 when the model can be asked, else 404 or 503."""
+        model = self._open_inference.find_model(**_name_model(scope))
+        self._open_inference.check_ready()
+        return Answer(body=encode_json({"name": model.name, "ready": True}))
+
+
+def _route(path: str, answer: Handler, method: str) -> Route:
+    return Route(path, Endpoint(answer, error_key="error"), methods=[method])
+
+
+def _name_model(scope: Scope) -> dict[str, str]:
+    parameters = scope["path_params"]
+    return {"model": parameters["name"], "version": parameters.get("version", "")}
+
+
+def _refuse_repeated(scope: Scope) -> None:
+    """Passes headers that may be repeated; two answers to where the JSON ends are none."""
+    names = [name for name, _ in scope["headers"]]
+    if any(names.count(name) > 1 for name in _ONCE):
+        raise RequestError(
+            ErrorCode.INVALID_ARGUMENT, "a header that describes the body is given twice"
+        )

@@ -1,0 +1,67 @@
+"""The `parameters` of Open Inference Protocol requests and outputs.
+
+Parameters that nobody knows are ignored, as the protocol says; known ones must make sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Never
+
+from service.errors import ErrorCode, RequestError
+
+_RESERVED_PREFIX: Final = "triton_"
+
+
+def read_timeout_ms(parameters: Mapping[str, object]) -> float | None:
+    """Returns the deadline of a request in milliseconds; None is the server's default.
+
+    Raises:
+        RequestError: `invalid_argument` for a timeout or priority that is no whole number above
+            or at 0, or a parameter that is Triton's own.
+    """
+    if any(name.startswith(_RESERVED_PREFIX) for name in parameters):
+        _refuse(f"parameters that begin with {_RESERVED_PREFIX} are reserved")
+    # All requests have one priority here, but a wrong value should not wait to be noticed.
+    _read_count(parameters, "priority")
+    timeout_us = _read_count(parameters, "timeout")
+    return timeout_us / 1000 if timeout_us else None
+
+
+def read_classes(parameters: Mapping[str, object]) -> int:
+    """Returns how many classes the classification extension is asked for; 0 is the tensor itself.
+
+    Raises:
+        RequestError: `invalid_argument`.
+    """
+    if "shared_memory_region" in parameters:
+        refuse_shared_memory()
+    return _read_count(parameters, "classification")
+
+
+def read_flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:
+    """Returns a parameter that is true or false.
+
+    Raises:
+        RequestError: `invalid_argument`.
+    """
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        _refuse(f"parameter {name} is true or false")
+    return value
+
+
+def refuse_shared_memory() -> Never:
+    """Refuses tensors in memory that server and client would share."""
+    _refuse("shared memory is not offered: send tensors in the request")
+
+
+def _read_count(parameters: Mapping[str, object], name: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value < 2**64:
+        _refuse(f"parameter {name} is a whole number, at least 0")
+    return value
+
+
+def _refuse(detail: str) -> Never:
+    raise RequestError(ErrorCode.INVALID_ARGUMENT, detail)
