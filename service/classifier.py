@@ -183,7 +183,7 @@ class Classifier:
         )
         self._batcher.submit(job)
         # The queue drops what is late, but its caller is told at the deadline, not at its turn.
-        timer = loop.call_later(timeout_s, _settle, answer, _late())
+        timer = loop.call_later(timeout_s, _expire, answer)
         try:
             outcome = await answer
         except asyncio.CancelledError:
@@ -293,6 +293,10 @@ class Classifier:
 
 def _late() -> RequestError:
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before an answer")
+
+
+def _expire(answer: asyncio.Future[Outcome]) -> None:
+    _settle(answer, _late())
 
 
 def _settle(answer: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import (
@@ -124,29 +125,32 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        # `labels()` takes a lock and makes a key of strings at each call; these are called for each
+        # image, and their labels are bounded.
+        self._requests_of = cache(self._requests.labels)
+        self._request_seconds_of = cache(self._request_seconds.labels)
+        self._stage_seconds_of = cache(self._stage_seconds.labels)
+        self._batch_views_of = cache(self._batch_views.labels)
+        self._inflight_of = cache(self._inflight.labels)
+        self._predictions_of = cache(self._predictions.labels)
+        self._top1_score_of = cache(self._top1_score.labels)
 
     def observe_request(self, *, transport: str, route: str, code: str, seconds: float) -> None:
         """Counts an answered request; `route` is a template, `code` an error code or `ok`."""
-        self._requests.labels(transport, route, code).inc()
-        self._request_seconds.labels(transport, route).observe(seconds)
+        self._requests_of(transport, route, code).inc()
+        self._request_seconds_of(transport, route).observe(seconds)
 
-    @contextlib.contextmanager
-    def track_inflight(self, transport: str) -> Iterator[None]:
+    def track_inflight(self, transport: str) -> AbstractContextManager[None]:
         """Counts a request as being answered while the body runs."""
-        gauge = self._inflight.labels(transport)
-        gauge.inc()
-        try:
-            yield
-        finally:
-            gauge.dec()
+        return self._inflight_of(transport).track_inprogress()
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Records the time of one image in decode, queue, infer or postprocess."""
-        self._stage_seconds.labels(stage).observe(seconds)
+        self._stage_seconds_of(stage).observe(seconds)
 
     def observe_batch(self, model: str, views: int) -> None:
         """Records the size of a batch that is about to run."""
-        self._batch_views.labels(model).observe(views)
+        self._batch_views_of(model).observe(views)
 
     def set_queue_views(self, views: int) -> None:
         """Shows how many views are admitted and not yet answered."""
@@ -164,8 +168,8 @@ class Metrics:
                 key = (model, str(version), _OTHER)
             else:
                 self._labels.add(key)
-        self._predictions.labels(*key).inc()
-        self._top1_score.labels(model).observe(score)
+        self._predictions_of(*key).inc()
+        self._top1_score_of(model).observe(score)
 
     def show_model(
         self, *, model: str, version: int, variant: str, provider: str, digest: str

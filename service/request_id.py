@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 
 HEADER = "x-request-id"
 
@@ -16,4 +16,5 @@ def take_request_id(offered: str | None) -> str:
     """Returns the id that the client offered when it is a valid one, else a new one."""
     if offered is not None and _VALID.fullmatch(offered):
         return offered
-    return uuid.uuid4().hex
+    # A name, not a secret: asking the kernel for each one is a system call a request.
+    return f"{random.getrandbits(128):032x}"

@@ -48,7 +48,7 @@ def write_golden(
         answer = run_views(session, prepare(data, preprocess, limits=Limits()).views)[0][0]
         if not np.isfinite(answer).all():
             raise TrainingError(f"golden sample {number}: the answer is not a number")
-        best = tuple(int(one) for one in top_k(answer, 5))
+        best = tuple(top_k(answer, 5))
         # Six digits are ten thousand times finer than any tolerance, and half the size of float64's
         # shortest form. Softmax may round to a hair above 1.
         unit = tuple(min(1.0, float(f"{one:.6g}")) for one in answer)
