@@ -12,6 +12,8 @@ SERVING := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.$(VARIANT))
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 RECIPE ?= training/recipes/cifar10-airbench.toml
 SEED ?= 0
+# ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help setup fmt check test e2e serve train export bench lock clean
 

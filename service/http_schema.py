@@ -31,7 +31,7 @@ class Prediction(TypedDict):
 
 @with_config(_EXACT)
 class ImageInfo(TypedDict):
-    """The image as it was decoded."""
+    """The image file: its pixels before EXIF turns them upright, and what its bytes are."""
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]

@@ -6,18 +6,14 @@ each command imports what it needs when it runs, and `fivecrop --help` stays ins
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import click
-
-from service.errors import FivecropError
-from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from service.bundle.manifest import TtaPolicy
@@ -38,28 +34,6 @@ _repository_option = click.option(
 _json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 
 
-class _CommandError(click.ClickException):
-    """One line on stderr, exit code 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"fivecrop: error: {self.message}", file=file, err=True)
-
-
-def _reporting(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turns our own errors into one line; any other is a fault of ours and keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return command(*args, **kwargs)
-        except (TrainingError, FivecropError) as error:
-            raise _CommandError(" ".join(str(error).split())) from error
-
-    return wrapped
-
-
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As optim.lr=0.1.")
@@ -71,7 +45,6 @@ def _reporting(command: Callable[_P, _R]) -> Callable[_P, _R]:
 )
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @_json_option
-@_reporting
 def train(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -118,7 +91,6 @@ def train(
     help="Of answers above the abstention threshold; default: half the errors.",
 )
 @_json_option
-@_reporting
 def export(
     run_dir: Path,
     name: str,
@@ -172,7 +144,6 @@ def export(
 @click.option("--accept-licence", is_flag=True, help="Import weights that are not free.")
 @click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
 @_json_option
-@_reporting
 def import_weights(
     arch: str,
     name: str,
@@ -224,7 +195,6 @@ def import_weights(
     "--variant", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True
 )
 @_json_option
-@_reporting
 def evaluate(
     bundle: str,
     repository: Path,

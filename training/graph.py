@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from service.bundle.manifest import Normalisation, Size
 from training.errors import TrainingError
+from training.models.normalise import Normalise
 from training.models.registry import EmbeddingModel
 from training.session import EMBEDDING, INPUT, PROBABILITIES
 
@@ -37,9 +38,6 @@ class ServedGraph(nn.Module):
         is_half: The network's weights are float16; everything around it stays float32.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -52,11 +50,7 @@ class ServedGraph(nn.Module):
         self.network = network
         self.temperature = temperature
         self.is_half = is_half
-        # In float64 and rounded once: (x - 255 mean) / (255 std) as x * scale + shift.
-        mean = torch.tensor(normalisation.mean, dtype=torch.float64).view(1, 3, 1, 1)
-        std = torch.tensor(normalisation.std, dtype=torch.float64).view(1, 3, 1, 1)
-        self.register_buffer("scale", (1 / (255 * std)).float())
-        self.register_buffer("shift", (-mean / std).float())
+        self.normalise = Normalise(normalisation)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Returns probabilities [N, C] and, if offered, the embedding [N, D], of uint8 NHWC."""
@@ -66,7 +60,7 @@ class ServedGraph(nn.Module):
 
     def logits_and_embedding(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns uncalibrated float32 logits [N, C], and the embedding [N, D] or None."""
-        x = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        x = self.normalise(image)
         if self.is_half:
             x = x.half()
         if isinstance(self.network, EmbeddingModel):

@@ -373,7 +373,7 @@ def evaluate_views(
     net.eval()
     images, loss, right = 0, 0.0, 0
     for views, labels in batches:
-        shown = [normalise(views.to(normalise.offset.device))]
+        shown = [normalise(views.to(normalise.scale.device))]
         if is_flip_averaged:
             shown.append(shown[0].flip(3))
         scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]

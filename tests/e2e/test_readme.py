@@ -28,7 +28,9 @@ def bundled(start_server):
 
 
 def on_ports(text, server):
-    return text.replace("3000", str(server.http_port)).replace("3001", str(server.grpc_port))
+    """Return the text with the addresses of `server`; any other 3000 in it stays."""
+    ports = {"3000": server.http_port, "3001": server.grpc_port}
+    return re.sub(r"(127\.0\.0\.1:)(3000|3001)\b", lambda m: f"{m[1]}{ports[m[2]]}", text)
 
 
 def section(readme, title):

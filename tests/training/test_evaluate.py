@@ -13,7 +13,7 @@ from service.bundle.decode import Limits
 from service.bundle.postprocess import average_views
 from service.bundle.preprocess import TTA_POLICIES, prepare
 from service.bundle.repository import read_bundle, resolve
-from training.cli import evaluate
+from service.cli import main
 from training.data import load_digits_images, split_stratified
 from training.errors import TrainingError
 from training.evaluate import evaluate_bundle, score_images
@@ -111,7 +111,7 @@ def data_folder(tmp_path, validation):
 def test_the_command_prints_data_on_stdout_alone(tiny_bundle_repository, data_folder):
     arguments = ["digits-linear", "--repository", str(tiny_bundle_repository)]
     arguments += ["--data", str(data_folder), "--tta", "hflip", "--json"]
-    result = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(main, ["evaluate", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert (document["bundle"], document["tta"], document["images"]) == (
@@ -123,7 +123,7 @@ def test_the_command_prints_data_on_stdout_alone(tiny_bundle_repository, data_fo
 
 
 def test_the_command_takes_a_folder_and_prints_a_table(bundle, data_folder):
-    result = CliRunner().invoke(evaluate, [str(bundle.folder), "--data", str(data_folder)])
+    result = CliRunner().invoke(main, ["evaluate", str(bundle.folder), "--data", str(data_folder)])
     assert result.exit_code == 0
     assert "top-1   9" in result.stdout
     assert "95 %" in result.stdout
@@ -140,7 +140,7 @@ def test_the_command_takes_a_folder_and_prints_a_table(bundle, data_folder):
 )
 def test_mistakes_are_one_line_and_exit_code_2(tiny_bundle_repository, arguments, message):
     command = [*arguments, "--repository", str(tiny_bundle_repository)]
-    result = CliRunner().invoke(evaluate, command)
+    result = CliRunner().invoke(main, ["evaluate", *command])
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("fivecrop: error: ")

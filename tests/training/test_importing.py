@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from service.bundle.manifest import Label
 from service.bundle.repository import list_versions, read_bundle
-from training.cli import import_weights
+from service.cli import main
 from training.data import load_digits_images
 from training.errors import TrainingError
 from training.evaluate import score_images
@@ -195,7 +195,7 @@ def labels_file(tmp_path):
 
 def run_import(repository, *arguments):
     command = [*map(str, arguments), "--repository", str(repository)]
-    return CliRunner().invoke(import_weights, command, catch_exceptions=False)
+    return CliRunner().invoke(main, ["import", *command], catch_exceptions=False)
 
 
 def preprocess_options():
