@@ -10,102 +10,25 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.batcher import Batcher
 from service.bundle.decode import Limits
-from service.bundle.manifest import TtaPolicy
-from service.bundle.postprocess import Prediction, average_views, predict
+from service.bundle.manifest import ConformalLevel, TtaPolicy
+from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import TTA_POLICIES, count_views, is_tta_policy, prepare
+from service.classification import Classification, ModelDescription, Options, Timings
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
 from service.models import Model, Models, load_models, make_batcher
 from service.schedule import Job, Outcome
 from service.settings import Settings
 
+__all__ = ["Classification", "Classifier", "ModelDescription", "Options", "Timings"]
+
 # gRPC clients without a deadline send an infinite one.
 _LONGEST_TIMEOUT_MS = 600_000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a client may ask for.
-
-    Attributes:
-        model: NAME or NAME@VERSION; None is the default model.
-        top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
-        tta: Test-time augmentation policy.
-        timeout_ms: Time left until the answer is worthless; None is the server's default.
-    """
-
-    model: str | None = None
-    top_k: int = 5
-    tta: str = "none"
-    timeout_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Where the time of an answer went, in seconds."""
-
-    decode_s: float
-    queue_s: float
-    infer_s: float
-    total_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classification:
-    """The answer for one image.
-
-    Attributes:
-        model: Name of the model that answered.
-        version: Its version.
-        predictions: Best first; `score` is the calibrated probability.
-        probabilities: Of every class, float32 [C]; what the predictions were picked from.
-        abstained: Whether the best score is under the threshold that the bundle was given.
-        width: Of the image file, in pixels.
-        height: Of the image file, in pixels.
-        format: Of the image file.
-        views: Views whose probabilities were averaged.
-        batch_views: Views in the batch it ran in.
-        timings: Where the time went.
-    """
-
-    model: str
-    version: int
-    predictions: tuple[Prediction, ...]
-    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
-    abstained: bool
-    width: int
-    height: int
-    format: str
-    views: int
-    batch_views: int
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDescription:
-    """What clients and operators may know about a served model."""
-
-    name: str
-    version: int
-    provider: str
-    variant: str
-    is_default: bool
-    state: str
-    classes: int
-    input_height: int
-    input_width: int
-    digest: str
-    top1: float | None
-    labels: tuple[str, ...]
 
 
 class Classifier:
@@ -169,6 +92,9 @@ class Classifier:
         start = time.monotonic()
         model = self._models.find(options.model)
         tta, timeout_s = self._check(options)
+        level = None
+        if options.coverage is not None:
+            level = model.decider.find_level(options.coverage, tta)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Outcome] = loop.create_future()
         job = Job(
@@ -191,7 +117,7 @@ class Classifier:
             raise
         finally:
             timer.cancel()
-        return self._conclude(model, outcome, options.top_k, start)
+        return self._conclude(model, outcome, options.top_k, level, start)
 
     async def classify_many(
         self, images: Sequence[bytes], options: Options
@@ -240,11 +166,20 @@ class Classifier:
             raise _late()
         return cast("TtaPolicy", options.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
 
-    def _conclude(self, model: Model, outcome: Outcome, top_k: int, start: float) -> Classification:
+    def _conclude(
+        self,
+        model: Model,
+        outcome: Outcome,
+        top_k: int,
+        level: ConformalLevel | None,
+        start: float,
+    ) -> Classification:
         ran = time.monotonic()
         probabilities = average_views(outcome.probabilities)
         predictions = predict(probabilities, model.labels, top_k)
         best = predictions[0]
+        verdict = model.decider.decide(probabilities, best.index)
+        label_set = None if level is None else model.decider.label_set(probabilities, level)
         end = time.monotonic()
         metrics = self._metrics
         metrics.observe_stage("decode", outcome.decode_s)
@@ -252,13 +187,16 @@ class Classifier:
         metrics.observe_stage("infer", outcome.infer_s)
         metrics.observe_stage("postprocess", end - ran)
         metrics.observe_prediction(model.name, model.version, best.label, best.score)
-        threshold = model.bundle.manifest.decision.abstain_below
+        if verdict.abstained:
+            metrics.count_abstained(model.name, model.version)
         return Classification(
             model=model.name,
             version=model.version,
             predictions=predictions,
             probabilities=probabilities,
-            abstained=threshold is not None and best.score < threshold,
+            verdict=verdict,
+            reference=model.bundle.manifest.decision.reference,
+            label_set=label_set,
             width=outcome.prepared.width,
             height=outcome.prepared.height,
             format=outcome.prepared.format,
@@ -288,6 +226,7 @@ class Classifier:
             digest=model.bundle.digest,
             top1=measured[0].top1 if measured else None,
             labels=model.labels,
+            decision=manifest.decision,
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
+from service.bundle.manifest import DecisionReference
+from service.bundle.postprocess import Prediction
 from service.classifier import Classification, ModelDescription
 from service.errors import ErrorCode, RequestError
 from service.proto import image_classifier_pb2 as messages
@@ -75,16 +78,14 @@ def encode_error(error: RequestError) -> messages.ClassifyError:
 
 def encode_classification(result: Classification, request_id: str) -> messages.ClassifyResponse:
     """Returns the message for one classified image."""
-    timings = result.timings
-    return messages.ClassifyResponse(
+    timings, verdict = result.timings, result.verdict
+    response = messages.ClassifyResponse(
         request_id=request_id,
         model=result.model,
         version=result.version,
-        predictions=[
-            messages.Prediction(label=one.label, index=one.index, score=one.score)
-            for one in result.predictions
-        ],
-        abstained=result.abstained,
+        predictions=_encode_predictions(result.predictions),
+        abstained=verdict.abstained,
+        decision=_encode_decision(verdict.threshold, result.reference),
         image=messages.ImageInfo(width=result.width, height=result.height, format=result.format),
         timings=messages.Timings(
             decode_ms=timings.decode_s * 1000,
@@ -92,6 +93,33 @@ def encode_classification(result: Classification, request_id: str) -> messages.C
             infer_ms=timings.infer_s * 1000,
             total_ms=timings.total_s * 1000,
         ),
+    )
+    if verdict.group is not None:
+        response.group.CopyFrom(
+            messages.Group(label=verdict.group.label, score=verdict.group.score)
+        )
+    if result.label_set is not None:
+        response.label_set.coverage = result.label_set.coverage
+        response.label_set.predictions.extend(_encode_predictions(result.label_set.predictions))
+    return response
+
+
+def _encode_predictions(predictions: Sequence[Prediction]) -> list[messages.Prediction]:
+    return [
+        messages.Prediction(label=one.label, index=one.index, score=one.score)
+        for one in predictions
+    ]
+
+
+def _encode_decision(
+    threshold: float | None, reference: DecisionReference | None
+) -> messages.Decision | None:
+    if threshold is None:
+        return None
+    if reference is None:
+        return messages.Decision(abstain_below=threshold)
+    return messages.Decision(
+        abstain_below=threshold, coverage=reference.coverage, accuracy=reference.accuracy
     )
 
 
@@ -110,4 +138,26 @@ def encode_model(model: ModelDescription) -> messages.Model:
         digest=model.digest,
         top1=model.top1,
         labels=model.labels,
+        decision=_encode_decision(model.decision.abstain_below, model.decision.reference),
+        roll_up=_encode_reference(model.decision.roll_up),
+        label_sets=[
+            messages.LabelSets(
+                tta=one.tta,
+                levels=[
+                    messages.LabelSetLevel(
+                        coverage=level.coverage,
+                        measured_coverage=level.measured_coverage,
+                        mean_labels=level.mean_labels,
+                    )
+                    for level in one.levels
+                ],
+            )
+            for one in model.decision.conformal
+        ],
     )
+
+
+def _encode_reference(reference: DecisionReference | None) -> messages.Reference | None:
+    if reference is None:
+        return None
+    return messages.Reference(coverage=reference.coverage, accuracy=reference.accuracy)

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 from service.classifier import Options
 from service.errors import ErrorCode, RequestError
 
-NAMES: Final = frozenset({"model", "top_k", "tta"})
+NAMES: Final = frozenset({"model", "top_k", "tta", "coverage"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
+_FRACTION = re.compile(r"[0-9]?\.[0-9]{1,9}")
 _NUMBER = re.compile(rb"-?[0-9]{1,15}(\.[0-9]{1,6})?")
 
 
@@ -34,6 +35,10 @@ def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
         if not _INTEGER.fullmatch(given["top_k"]):
             raise _invalid("top_k is not a whole number")
         given["top_k"] = int(given["top_k"])
+    if "coverage" in given:
+        if not _FRACTION.fullmatch(given["coverage"]):
+            raise _invalid("coverage is not a number such as 0.9")
+        given["coverage"] = float(given["coverage"])
     if (timeout_ms := headers.get(b"x-request-timeout-ms")) is not None:
         if not _NUMBER.fullmatch(timeout_ms):
             raise _invalid("X-Request-Timeout-Ms is not a number of milliseconds")

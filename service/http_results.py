@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service import http_schema
+from service.bundle.manifest import DecisionReference
+from service.bundle.postprocess import Prediction
 from service.classifier import Classification, ModelDescription, Timings
 from service.errors import RequestError
 from service.http_answer import STATUS, Answer, encode_json
@@ -63,20 +65,65 @@ def _describe(model: ModelDescription) -> http_schema.Model:
         "input_width": model.input_width,
         "digest": model.digest,
         "top1": model.top1,
+        "decision": _tell_decision(model.decision.abstain_below, model.decision.reference),
+        "roll_up": _tell_reference(model.decision.roll_up),
+        "label_sets": [
+            {
+                "tta": one.tta,
+                "levels": [
+                    {
+                        "coverage": level.coverage,
+                        "measured_coverage": level.measured_coverage,
+                        "mean_labels": level.mean_labels,
+                    }
+                    for level in one.levels
+                ],
+            }
+            for one in model.decision.conformal
+        ],
     }
 
 
 def _tell(result: Classification) -> http_schema.Outcome:
-    return {
+    verdict = result.verdict
+    outcome: http_schema.Outcome = {
         "model": result.model,
         "version": result.version,
-        "predictions": [
-            {"label": one.label, "index": one.index, "score": one.score}
-            for one in result.predictions
-        ],
-        "abstained": result.abstained,
+        "predictions": _tell_predictions(result.predictions),
+        "abstained": verdict.abstained,
+        "decision": _tell_decision(verdict.threshold, result.reference),
         "image": {"width": result.width, "height": result.height, "format": result.format},
     }
+    if verdict.group is not None:
+        outcome["group"] = {"label": verdict.group.label, "score": verdict.group.score}
+    if result.label_set is not None:
+        outcome["label_set"] = {
+            "coverage": result.label_set.coverage,
+            "predictions": _tell_predictions(result.label_set.predictions),
+        }
+    return outcome
+
+
+def _tell_predictions(predictions: Sequence[Prediction]) -> list[http_schema.Prediction]:
+    return [{"label": one.label, "index": one.index, "score": one.score} for one in predictions]
+
+
+def _tell_decision(
+    threshold: float | None, reference: DecisionReference | None
+) -> http_schema.Decision | None:
+    if threshold is None:
+        return None
+    return {
+        "abstain_below": threshold,
+        "coverage": None if reference is None else reference.coverage,
+        "accuracy": None if reference is None else reference.accuracy,
+    }
+
+
+def _tell_reference(reference: DecisionReference | None) -> http_schema.Reference | None:
+    if reference is None:
+        return None
+    return {"coverage": reference.coverage, "accuracy": reference.accuracy}
 
 
 def _tell_item(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import (
-    Annotated,
-    Literal,
-    NotRequired,  # pydantic needs this one before Python 3.12
-)
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from service.errors import ErrorCode
 
@@ -38,6 +34,39 @@ class ImageInfo(TypedDict):
     format: Annotated[str, Field(description="What the bytes are: jpeg, png, webp, ...")]
 
 
+@with_config(_EXACT)
+class Decision(TypedDict):
+    """The threshold of an answer, and what abstaining below it gave on validation images."""
+
+    abstain_below: Score
+    coverage: Annotated[Score | None, Field(description="Share of images that were answered.")]
+    accuracy: Annotated[Score | None, Field(description="Share of those that were right.")]
+
+
+@with_config(_EXACT)
+class Reference(TypedDict):
+    """What a rule gave on validation images."""
+
+    coverage: Annotated[Score, Field(description="Share of images that were answered.")]
+    accuracy: Annotated[Score, Field(description="Share of those that were right.")]
+
+
+@with_config(_EXACT)
+class Group(TypedDict):
+    """Classes that the manifest puts under one name."""
+
+    label: str
+    score: Annotated[Score, Field(description="Sum of the probabilities of its classes.")]
+
+
+@with_config(_EXACT)
+class LabelSet(TypedDict):
+    """The fewest labels that hold the right one with a probability of `coverage`."""
+
+    coverage: Annotated[Score, Field(description="The calibrated level: as asked for or above.")]
+    predictions: Annotated[list[Prediction], Field(description="Best first.")]
+
+
 class Outcome(TypedDict):
     """What the model says of one image."""
 
@@ -47,6 +76,13 @@ class Outcome(TypedDict):
     abstained: Annotated[
         bool, Field(description="The best score is under what the model can be trusted at.")
     ]
+    decision: Annotated[
+        Decision | None, Field(description="The threshold that was applied, if there is one.")
+    ]
+    group: NotRequired[
+        Annotated[Group, Field(description="What can be said instead, when it abstained.")]
+    ]
+    label_set: NotRequired[Annotated[LabelSet, Field(description="When asked for by coverage.")]]
     image: ImageInfo
 
 
@@ -105,6 +141,23 @@ class Problem(TypedDict):
 
 
 @with_config(_EXACT)
+class LabelSetLevel(TypedDict):
+    """A coverage that can be asked for, and what it gave on images that did not choose it."""
+
+    coverage: Score
+    measured_coverage: Score
+    mean_labels: Annotated[float, Field(ge=1, description="Labels in a set, on average.")]
+
+
+@with_config(_EXACT)
+class LabelSets(TypedDict):
+    """The label sets of one test-time augmentation policy."""
+
+    tta: str
+    levels: list[LabelSetLevel]
+
+
+@with_config(_EXACT)
 class Model(TypedDict):
     """One served model version."""
 
@@ -121,6 +174,13 @@ class Model(TypedDict):
     top1: Annotated[
         float | None, Field(description="Accuracy measured through this same path at export.")
     ]
+    decision: Annotated[
+        Decision | None, Field(description="When its answers should not be acted on.")
+    ]
+    roll_up: Annotated[
+        Reference | None, Field(description="Groups named instead, of the images abstained on.")
+    ]
+    label_sets: Annotated[list[LabelSets], Field(description="What `coverage` can ask for.")]
 
 
 @with_config(_EXACT)

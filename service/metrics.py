@@ -103,6 +103,12 @@ class Metrics:
             buckets=_SCORES,
             registry=registry,
         )
+        self._abstained = Counter(
+            "fivecrop_abstained",
+            "Images whose best score is under the model's threshold.",
+            ("model", "version"),
+            registry=registry,
+        )
         self._model_info = Gauge(
             "fivecrop_model_info",
             "1 for each model that serves; what and where in the labels.",
@@ -170,6 +176,10 @@ class Metrics:
                 self._labels.add(key)
         self._predictions_of(*key).inc()
         self._top1_score_of(model).observe(score)
+
+    def count_abstained(self, model: str, version: int) -> None:
+        """Counts an answer whose best class is under the model's threshold."""
+        self._abstained.labels(model, str(version)).inc()
 
     def show_model(
         self, *, model: str, version: int, variant: str, provider: str, digest: str

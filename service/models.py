@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from service.batcher import Batcher
+from service.bundle.decision import Decider
 from service.bundle.decode import Limits
 from service.bundle.manifest import Variant
 from service.bundle.preprocess import prepare
@@ -42,6 +43,13 @@ class Model:
     engine: Engine
     lane: Lane
     labels: tuple[str, ...]
+    decider: Decider = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepares what each answer is decided with."""
+        manifest = self.bundle.manifest
+        decider = Decider(manifest.decision, manifest.labels, manifest.groups)
+        object.__setattr__(self, "decider", decider)
 
     @property
     def name(self) -> str:

@@ -206,6 +206,12 @@ def _classify_parameters(settings: Settings) -> list[Document]:
             {"type": "string", "enum": policies, "default": "none"},
         ),
         _parameter(
+            "coverage",
+            "query",
+            "Also return the fewest labels that hold the right one with this probability.",
+            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        ),
+        _parameter(
             "X-Request-Id",
             "header",
             "Echoed, and written to the log.",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.bundle.manifest import (
     Calibration,
     Decision,
+    Group,
     Label,
     Manifest,
     Normalisation,
@@ -29,8 +30,8 @@ from service.bundle.manifest import (
 )
 from service.bundle.preprocess import Views
 from service.bundle.repository import GOLDEN_FILE, MANIFEST_FILE, publishing, record_file
-from training.calibrate import choose_threshold
 from training.data import Dataset
+from training.decision import choose_decision
 from training.errors import TrainingError
 from training.evaluate import (
     Evaluation,
@@ -65,6 +66,7 @@ class BundleFacts:
     normalisation: Normalisation
     labels: tuple[Label, ...]
     provenance: Provenance
+    groups: tuple[Group, ...] = ()
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
     curves: Path | None = None
@@ -82,6 +84,7 @@ class BundleWriter:
             give: the network before its export, in fp32.
         tta_policies: Measured besides "none".
         target_accuracy: Of the answers above the abstention threshold; None halves the error.
+        has_class_thresholds: Choose thresholds for single classes too.
         on_stage: Told what happens next, in a few words.
     """
 
@@ -91,6 +94,7 @@ class BundleWriter:
     expected: Callable[[Views], NDArray[np.float32]]
     tta_policies: tuple[TtaPolicy, ...] = ()
     target_accuracy: float | None = None
+    has_class_thresholds: bool = False
     on_stage: Callable[[str], None] | None = None
 
     @property
@@ -129,7 +133,7 @@ class BundleWriter:
             if self.is_labelled
         }
         shapes = output_shapes(session)
-        manifest = self._draft(staging, version, variants, plain, evaluations, shapes)
+        manifest = self._draft(staging, version, variants, answers, evaluations, shapes)
         self._tell("model card")
         write_report(
             staging,
@@ -201,15 +205,24 @@ class BundleWriter:
         staging: Path,
         version: int,
         variants: tuple[Variant, ...],
-        plain: ScoredImages,
+        answers: Answers,
         evaluations: Mapping[tuple[Precision, TtaPolicy], Evaluation],
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Manifest:
         """Returns the manifest, complete but for the list of files."""
         decision = Decision()
         if self.is_labelled:
-            decision = choose_threshold(
-                plain.probabilities, self.images.labels, self.target_accuracy
+            decision = choose_decision(
+                {
+                    tta: one.probabilities
+                    for (which, tta), one in answers.items()
+                    if which == "fp32"
+                },
+                self.images.labels,
+                self.facts.labels,
+                self.facts.groups,
+                target_accuracy=self.target_accuracy,
+                has_class_thresholds=self.has_class_thresholds,
             )
         return Manifest(
             name=self.facts.name,
@@ -221,13 +234,14 @@ class BundleWriter:
             preprocess=self.facts.preprocess,
             normalisation=self.facts.normalisation,
             labels=self.facts.labels,
+            groups=self.facts.groups,
             outputs=tuple(Output(name=name, shape=shape) for name, shape in shapes.items()),
             calibration=self.facts.calibration,
             decision=decision,
             metrics=tuple(one.metrics(precision) for (precision, _), one in evaluations.items()),
             variants=variants,
             files={GOLDEN_FILE: record_file(staging / GOLDEN_FILE)},
-            reference=describe_reference(plain),
+            reference=describe_reference(answers["fp32", "none"]),
             provenance=self.facts.provenance,
         )
 

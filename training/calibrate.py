@@ -78,6 +78,22 @@ def calibrate(logits: NDArray[np.floating], labels: Indices) -> Calibration:
     )
 
 
+def half_error(hits: NDArray[np.bool_]) -> float:
+    """Returns the accuracy with half the error of `hits`, the default target of a threshold."""
+    return 1 - (1 - float(hits.mean())) / 2
+
+
+def _between(low: float, high: float) -> float:
+    """Returns the shortest decimal near the middle, so that what is kept is not lost to rounding.
+
+    It is above `low` and at most `high`.
+    """
+    middle = (low + high) / 2
+    return next(
+        (short for digits in range(2, 17) if low < (short := round(middle, digits)) <= high), high
+    )
+
+
 def choose_threshold(
     probabilities: Probabilities, labels: Indices, target_accuracy: float | None = None
 ) -> Decision:
@@ -92,7 +108,7 @@ def choose_threshold(
     confidence = probabilities.max(axis=1).astype(np.float64)
     hits = top_k_hits(probabilities, labels, 1)
     if target_accuracy is None:
-        target_accuracy = 1 - (1 - float(hits.mean())) / 2
+        target_accuracy = half_error(hits)
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]
     accuracy = np.cumsum(hits[order]) / np.arange(1, len(order) + 1)
@@ -103,8 +119,7 @@ def choose_threshold(
         return Decision()
     last = int(reaching[-1])
     return Decision(
-        # Half-way to the next, so that the last one kept is not lost to rounding.
-        abstain_below=float((ordered[last] + ordered[last + 1]) / 2),
+        abstain_below=_between(float(ordered[last + 1]), float(ordered[last])),
         reference=DecisionReference(
             coverage=(last + 1) / len(order), accuracy=float(accuracy[last])
         ),

@@ -90,6 +90,12 @@ def train(
     type=click.FloatRange(0, 1),
     help="Of answers above the abstention threshold; default: half the errors.",
 )
+@click.option("--class-thresholds", is_flag=True, help="Thresholds for single classes too.")
+@click.option(
+    "--hierarchy",
+    type=_ANY_PATH,
+    help="JSON object from child to parent: groups that an answer may fall back to.",
+)
 @_json_option
 def export(
     run_dir: Path,
@@ -99,17 +105,25 @@ def export(
     fp16: bool,
     tta: tuple[TtaPolicy, ...],
     target_accuracy: float | None,
+    class_thresholds: bool,
+    hierarchy: Path | None,
     is_json: bool,
 ) -> None:
     """Publish a training run as a calibrated, gated bundle and print its folder."""
     from training.export import ExportOptions, export_run
 
-    options = ExportOptions(has_fp16=fp16, tta_policies=tta, target_accuracy=target_accuracy)
+    options = ExportOptions(
+        has_fp16=fp16,
+        tta_policies=tta,
+        target_accuracy=target_accuracy,
+        has_class_thresholds=class_thresholds,
+    )
     folder = export_run(
         run_dir,
         name=name,
         repository=repository,
         licence=licence,
+        hierarchy=hierarchy,
         options=options,
         on_stage=_tell_stage,
     )

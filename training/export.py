@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.bundle.manifest import Label, Preprocess, TtaPolicy
+from service.bundle.manifest import Group, Label, Preprocess, TtaPolicy
 from service.bundle.preprocess import Views
 from training.bundle_writer import BundleFacts, BundleWriter
 from training.calibrate import calibrate
@@ -20,6 +20,7 @@ from training.data import Dataset, load_splits
 from training.errors import TrainingError
 from training.evaluate import check_labelled, image_views
 from training.graph import ServedGraph, export_onnx, half_network
+from training.labels import read_hierarchy
 from training.parity import finite_expectation
 from training.provenance import describe_provenance
 from training.train import load_run
@@ -37,12 +38,14 @@ class ExportOptions:
         tta_policies: Accuracy is measured for these too, besides "none"; for a run that none is
             given for, "hflip" when its recipe flips images.
         target_accuracy: Of the answers above the abstention threshold; None halves the error.
+        has_class_thresholds: Choose thresholds for single classes too.
     """
 
     is_calibrated: bool = True
     has_fp16: bool = False
     tta_policies: tuple[TtaPolicy, ...] = ()
     target_accuracy: float | None = None
+    has_class_thresholds: bool = False
 
 
 def export_network(
@@ -93,6 +96,7 @@ def export_network(
         expected=lambda views: network_probabilities(graph, views),
         tta_policies=options.tta_policies,
         target_accuracy=options.target_accuracy,
+        has_class_thresholds=options.has_class_thresholds,
         on_stage=on_stage,
     )
     return writer.publish(repository)
@@ -104,13 +108,14 @@ def export_run(
     name: str,
     repository: Path,
     licence: str | None = None,
+    hierarchy: Path | None = None,
     options: ExportOptions | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Path:
     """Publishes a training run as a bundle and returns its folder.
 
     It is calibrated and measured on the validation images of its recipe. `licence` is that of the
-    data unless given.
+    data unless given; `hierarchy` is a file for `training.labels.read_hierarchy`.
 
     Raises:
         TrainingError: It is no finished run, its data is not what it was, or a gate failed.
@@ -132,13 +137,18 @@ def export_run(
                 f"{found[:12]} is not {recorded[:12]}"
             )
     curves = run_dir / "curves.png"
+    labels = tuple(Label(name=one) for one in run.class_names)
+    groups: tuple[Group, ...] = ()
+    if hierarchy is not None:
+        labels, groups = read_hierarchy(hierarchy, labels)
     facts = BundleFacts(
         name=name,
         architecture=recipe.model.architecture,
         licence=licence or recipe.data.licence,
         preprocess=recipe.input.preprocess,
         normalisation=recipe.input.normalisation,
-        labels=tuple(Label(name=one) for one in run.class_names),
+        labels=labels,
+        groups=groups,
         provenance=describe_provenance(
             recipe_to_dict(recipe),
             dataset_fingerprint=" ".join(f"{k}:{v}" for k, v in fingerprints.items()),

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.bundle.manifest import Manifest, Metrics
+from service.bundle.manifest import Conformal, Manifest, Metrics
 from training.evaluate import Evaluation
 from training.plots import MAX_PLOTTED_CLASSES, plot_confusion, plot_reliability
 
 CARD_FILE = "MODEL_CARD.md"
 _LISTED_LABELS = 20
 _WORST_CLASSES = 10
+_SHOWN_COVERAGES = (0.8, 0.9, 0.95, 0.99)
 
 
 def write_report(
@@ -140,7 +141,29 @@ def _calibration(manifest: Manifest) -> str:
             f"it, {reference.coverage:.1%} of the images are answered, "
             f"{reference.accuracy:.2%} rightly."
         )
+    if (rolled := manifest.decision.roll_up) is not None:
+        lines.append(
+            f"Of the others, {rolled.coverage:.1%} are answered with a group of classes, "
+            f"{rolled.accuracy:.2%} rightly."
+        )
+    if manifest.decision.conformal:
+        lines.append(_label_sets(manifest.decision.conformal))
     return "## Calibration\n\n" + "\n\n".join(lines)
+
+
+def _label_sets(calibrated: Sequence[Conformal]) -> str:
+    rows = "\n".join(
+        f"| {one.tta} | {level.coverage:.1%} | {level.measured_coverage:.2%} "
+        f"| {level.mean_labels:.2f} |"
+        for one in calibrated
+        for level in one.levels
+        if level.coverage in _SHOWN_COVERAGES
+    )
+    return (
+        "Sets of labels that hold the right one (`coverage=0.9`), measured on images that did not "
+        "choose them.\n\n| views | coverage | measured | labels in a set |\n|---|---|---|---|\n"
+        + rows
+    )
 
 
 def _hardest_classes(evaluation: Evaluation | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -92,10 +93,19 @@ class Normalisation(Strict):
 
 
 class Label(Strict):
-    """One class; its position in the list is its index."""
+    """One class; its position in the list is its index, `parent` that of a group."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     id: Annotated[str, Field(max_length=200)] | None = None
+    parent: Index | None = None
+
+
+class Group(Strict):
+    """Classes that an answer may name together; `parent` is the index of an earlier group."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    id: Annotated[str, Field(max_length=200)] | None = None
+    parent: Index | None = None
 
 
 class Output(Strict):
@@ -120,11 +130,53 @@ class DecisionReference(Strict):
     accuracy: Unit
 
 
+class ConformalLevel(Strict):
+    """The classes with a score of `min_score` or more hold the right one with this coverage.
+
+    `measured_coverage` and `mean_labels` are of images that did not choose the score: each half of
+    validation is measured with the score of the other half.
+    """
+
+    coverage: Annotated[float, Field(gt=0, lt=1)]
+    min_score: Unit
+    measured_coverage: Unit
+    mean_labels: Annotated[float, Field(ge=1)]
+
+
+class Conformal(Strict):
+    """Sets of labels, calibrated for the views of one policy; levels by rising coverage."""
+
+    tta: TtaPolicy
+    images: Positive
+    levels: Annotated[tuple[ConformalLevel, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        coverages = [level.coverage for level in self.levels]
+        if any(one >= other for one, other in pairwise(coverages)):
+            raise ValueError("the coverages of the levels do not rise")
+        return self
+
+
 class Decision(Strict):
-    """When an answer should not be acted on."""
+    """When an answer should not be acted on, and what can be said instead.
+
+    `abstain_below_by_class` has a place for each class that may be the best one; where it is null
+    the general threshold holds. `reference` is what both gave together; `roll_up` what naming a
+    group gave on the images that were abstained on.
+    """
 
     abstain_below: Unit | None = None
+    abstain_below_by_class: tuple[Unit | None, ...] | None = None
     reference: DecisionReference | None = None
+    roll_up: DecisionReference | None = None
+    conformal: tuple[Conformal, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_a_policy_once(self) -> Self:
+        if len({one.tta for one in self.conformal}) != len(self.conformal):
+            raise ValueError("a policy has two conformal calibrations")
+        return self
 
 
 class Metrics(Strict):
@@ -202,6 +254,7 @@ class Manifest(Strict):
     preprocess: Preprocess
     normalisation: Normalisation
     labels: Annotated[tuple[Label, ...], Field(min_length=2)]
+    groups: tuple[Group, ...] = ()
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
     calibration: Calibration | None = None
     decision: Decision = Decision()
@@ -233,7 +286,20 @@ class Manifest(Strict):
         if "golden/golden.json" not in self.files:
             raise ValueError("there are no golden samples")
         self._check_reference(by_name.get("embedding"))
+        self._check_hierarchy()
         return self
+
+    def _check_hierarchy(self) -> None:
+        # A parent comes before its children, so no group is its own ancestor.
+        allowed = [
+            *((group.parent, place) for place, group in enumerate(self.groups)),
+            *((label.parent, len(self.groups)) for label in self.labels),
+        ]
+        if any(parent is not None and parent >= end for parent, end in allowed):
+            raise ValueError("a parent is not an earlier group")
+        by_class = self.decision.abstain_below_by_class
+        if by_class is not None and len(by_class) != len(self.labels):
+            raise ValueError("the thresholds are about another number of classes")
 
     def _check_reference(self, embedding: Output | None) -> None:
         if self.reference is None:

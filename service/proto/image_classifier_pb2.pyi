@@ -7,19 +7,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("image", "model", "top_k", "tta")
+    __slots__ = ("image", "model", "top_k", "tta", "coverage")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TTA_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     top_k: int
     tta: str
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., tta: _Optional[str] = ...) -> None: ...
+    coverage: float
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., tta: _Optional[str] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings")
+    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings", "decision", "group", "label_set")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +29,9 @@ class ClassifyResponse(_message.Message):
     ABSTAINED_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SET_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     version: int
@@ -34,7 +39,36 @@ class ClassifyResponse(_message.Message):
     abstained: bool
     image: ImageInfo
     timings: Timings
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    decision: Decision
+    group: Group
+    label_set: LabelSet
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., label_set: _Optional[_Union[LabelSet, _Mapping]] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("abstain_below", "coverage", "accuracy")
+    ABSTAIN_BELOW_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    abstain_below: float
+    coverage: float
+    accuracy: float
+    def __init__(self, abstain_below: _Optional[float] = ..., coverage: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("label", "score")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    score: float
+    def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class LabelSet(_message.Message):
+    __slots__ = ("coverage", "predictions")
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    coverage: float
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    def __init__(self, coverage: _Optional[float] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "index", "score")
@@ -109,7 +143,7 @@ class ModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels")
+    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels", "decision", "roll_up", "label_sets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +156,9 @@ class Model(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TOP1_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    ROLL_UP_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -134,4 +171,33 @@ class Model(_message.Message):
     digest: str
     top1: float
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    decision: Decision
+    roll_up: Reference
+    label_sets: _containers.RepeatedCompositeFieldContainer[LabelSets]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., roll_up: _Optional[_Union[Reference, _Mapping]] = ..., label_sets: _Optional[_Iterable[_Union[LabelSets, _Mapping]]] = ...) -> None: ...
+
+class Reference(_message.Message):
+    __slots__ = ("coverage", "accuracy")
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    coverage: float
+    accuracy: float
+    def __init__(self, coverage: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+
+class LabelSets(_message.Message):
+    __slots__ = ("tta", "levels")
+    TTA_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    tta: str
+    levels: _containers.RepeatedCompositeFieldContainer[LabelSetLevel]
+    def __init__(self, tta: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[LabelSetLevel, _Mapping]]] = ...) -> None: ...
+
+class LabelSetLevel(_message.Message):
+    __slots__ = ("coverage", "measured_coverage", "mean_labels")
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LABELS_FIELD_NUMBER: _ClassVar[int]
+    coverage: float
+    measured_coverage: float
+    mean_labels: float
+    def __init__(self, coverage: _Optional[float] = ..., measured_coverage: _Optional[float] = ..., mean_labels: _Optional[float] = ...) -> None: ...

@@ -36,6 +36,13 @@ def _list_file(name: str) -> Callable[[dict], None]:
     return lambda facts: facts["files"].update({name: record})
 
 
+def _sets(*coverages: float) -> dict:
+    """Returns a conformal calibration with a level for each coverage."""
+    rest = {"min_score": 0.1, "measured_coverage": 0.9, "mean_labels": 1}
+    levels = [{"coverage": coverage, **rest} for coverage in coverages]
+    return {"tta": "none", "images": 100, "levels": levels}
+
+
 # what is wrong -> (change to a good manifest, part of the message)
 CONTRADICTIONS = {
     "unknown key": (_set("extra", 1), "Extra inputs are not permitted"),
@@ -78,6 +85,24 @@ CONTRADICTIONS = {
         _set("calibration", {"temperature": 0, "ece_before": 0, "ece_after": 0}),
         "greater than 0",
     ),
+    "thresholds of other classes": (
+        _set("decision", {"abstain_below_by_class": [0.5]}),
+        "thresholds are about another number of classes",
+    ),
+    "a group that comes later": (
+        _set("groups", [{"name": "a", "parent": 0}]),
+        "not an earlier group",
+    ),
+    "a class below no group": (_set("labels.0.parent", 0), "not an earlier group"),
+    "levels that do not rise": (
+        _set("decision", {"conformal": [_sets(0.9, 0.9)]}),
+        "do not rise",
+    ),
+    "a policy twice": (
+        _set("decision", {"conformal": [_sets(0.9), _sets(0.9)]}),
+        "two conformal calibrations",
+    ),
+    "sets of no level": (_set("decision", {"conformal": [_sets()]}), "at least 1 item"),
     "no provenance": (lambda facts: facts.pop("provenance"), "Field required"),
 }
 

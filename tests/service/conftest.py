@@ -19,7 +19,8 @@ import uvicorn
 from PIL import Image
 
 from service.batcher import Batcher
-from service.bundle.manifest import Manifest
+from service.bundle.decision import Verdict
+from service.bundle.manifest import Decision, Manifest
 from service.bundle.postprocess import Prediction
 from service.bundle.repository import Bundle
 from service.classifier import Classification, Classifier, ModelDescription, Timings
@@ -69,7 +70,7 @@ class StubClassifier:
                 Prediction(label="dog", index=0, score=0.25),
             ),
             probabilities=np.array([0.25, 0, 0.75], np.float32),
-            abstained=False,
+            verdict=Verdict(abstained=False, threshold=None),
             width=4,
             height=2,
             format="png",
@@ -102,6 +103,7 @@ class StubClassifier:
                 digest="d" * 64,
                 top1=None,
                 labels=("dog", "bird", "cát"),
+                decision=Decision(),
             )
         ]
 
@@ -187,7 +189,7 @@ def serving_grpc():
     return _serving_grpc
 
 
-def _tiny_manifest() -> Manifest:
+def _tiny_manifest(**facts: object) -> Manifest:
     record = {"sha256": "0" * 64, "bytes": 1}
     return Manifest.model_validate(
         {
@@ -224,6 +226,7 @@ def _tiny_manifest() -> Manifest:
                 "hardware": "test",
                 "libraries": {},
             },
+            **facts,
         }
     )
 
@@ -235,12 +238,12 @@ class TinyModel:
     holds its batches back.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics):
+    def __init__(self, settings: Settings, metrics: Metrics, **facts: object):
         self.batches: list[int] = []
         self.waiting = 0
         self.gate = threading.Event()
         self.gate.set()
-        manifest = _tiny_manifest()
+        manifest = _tiny_manifest(**facts)
         lane = Lane(
             name="tiny@1", run=self.run, max_batch_views=16, good_batch_views=1, max_delay_s=0
         )
@@ -285,11 +288,14 @@ def make_png():
 
 @pytest.fixture
 async def make_tiny_model(metrics):
-    """Returns a function from settings to a `TinyModel`; it is closed after the test."""
+    """Returns a function from settings, and facts of the manifest, to a `TinyModel`.
+
+    It is closed after the test.
+    """
     made: list[TinyModel] = []
 
-    def make(settings: Settings) -> TinyModel:
-        made.append(TinyModel(settings, metrics))
+    def make(settings: Settings, **facts: object) -> TinyModel:
+        made.append(TinyModel(settings, metrics, **facts))
         return made[-1]
 
     yield make

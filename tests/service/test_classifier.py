@@ -211,3 +211,37 @@ async def test_models_are_described_without_opening_files(make_classifier):
     assert description.is_default
     assert description == classifier.describe_model("digits-linear")
     assert description.labels == tuple("0123456789")
+
+
+async def test_a_coverage_adds_the_labels_that_reach_the_calibrated_score(make_classifier, picture):
+    classifier = make_classifier()
+    decision = classifier.describe_model("digits-linear").decision
+    (calibrated,) = decision.conformal
+    answer = await classifier.classify(picture, Options(top_k=10, coverage=0.9))
+    level = next(one for one in calibrated.levels if one.coverage == 0.9)
+    reaching = [one for one in answer.predictions if one.score >= level.min_score]
+    assert answer.label_set.predictions == tuple(reaching or answer.predictions[:1])
+    assert answer.label_set.coverage == 0.9
+    assert (await classifier.classify(picture, Options())).label_set is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"coverage": 0.9, "tta": "hflip"}, {"coverage": 0.9999}, {"coverage": 1.5}]
+)
+async def test_a_coverage_that_was_not_calibrated_is_refused_before_any_work(
+    make_classifier, options
+):
+    classifier = make_classifier()
+    refused = await refusal(classifier, b"not even looked at", **options)
+    assert refused.code is ErrorCode.INVALID_ARGUMENT
+
+
+async def test_an_answer_carries_the_threshold_and_what_it_gave(make_classifier, picture, metrics):
+    classifier = make_classifier()
+    decision = classifier.describe_model("digits-linear").decision
+    answer = await classifier.classify(picture, Options())
+    assert answer.verdict.threshold == decision.abstain_below
+    assert answer.reference == decision.reference
+    assert answer.verdict.abstained == (answer.predictions[0].score < decision.abstain_below)
+    counted = b'fivecrop_abstained_total{model="digits-linear",version="1"}' in metrics.render()[0]
+    assert counted == answer.verdict.abstained

@@ -60,6 +60,7 @@ async def test_a_raw_body_is_one_image_whatever_its_type(
             {"label": "dog", "index": 0, "score": 0.25},
         ],
         "abstained": False,
+        "decision": None,
         "image": {"width": 4, "height": 2, "format": "png"},
     }
     assert response.headers["server-timing"] == (

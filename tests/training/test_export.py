@@ -356,6 +356,29 @@ def test_a_run_is_exported_with_its_recipe_and_curves(run_dir, tmp_path):
     assert "learning_curves.png" in (bundle.folder / "MODEL_CARD.md").read_text()
 
 
+def test_an_export_calibrates_label_sets_and_knows_the_groups_it_is_given(run_dir, tmp_path):
+    parents = {str(digit): ("odd" if digit % 2 else "even") for digit in range(10)}
+    hierarchy = tmp_path / "hierarchy.json"
+    hierarchy.write_text(json.dumps(parents))
+    options = ExportOptions(has_class_thresholds=True, tta_policies=("hflip",))
+    bundle = read_bundle(
+        export_run(
+            run_dir,
+            name="digits",
+            repository=tmp_path / "models",
+            hierarchy=hierarchy,
+            options=options,
+        )
+    )
+    manifest = bundle.manifest
+    assert [group.name for group in manifest.groups] == ["even", "odd"]
+    assert [label.parent for label in manifest.labels] == [0, 1] * 5
+    assert [one.tta for one in manifest.decision.conformal] == ["none", "hflip"]
+    assert all(one.images == 360 for one in manifest.decision.conformal)
+    assert len(manifest.decision.abstain_below_by_class) == 10
+    assert "Sets of labels" in (bundle.folder / "MODEL_CARD.md").read_text()
+
+
 def test_a_run_whose_data_has_changed_is_refused(run_dir, tmp_path):
     facts_file = run_dir / "run.json"
     original = facts_file.read_text()

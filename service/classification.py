@@ -1,0 +1,95 @@
+"""What is asked of the classifier, and what it answers: plain data, the same for every protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle.decision import LabelSet, Verdict
+from service.bundle.manifest import Decision, DecisionReference
+from service.bundle.postprocess import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a client may ask for.
+
+    Attributes:
+        model: NAME or NAME@VERSION; None is the default model.
+        top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
+        tta: Test-time augmentation policy.
+        timeout_ms: Time left until the answer is worthless; None is the server's default.
+        coverage: Ask for the set of labels that holds the right one with this probability.
+    """
+
+    model: str | None = None
+    top_k: int = 5
+    tta: str = "none"
+    timeout_ms: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time of an answer went, in seconds."""
+
+    decode_s: float
+    queue_s: float
+    infer_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """The answer for one image.
+
+    Attributes:
+        model: Name of the model that answered.
+        version: Its version.
+        predictions: Best first; `score` is the calibrated probability.
+        probabilities: Of every class, float32 [C]; what the predictions were picked from.
+        verdict: Whether the best class may be acted on, and the group that may when it may not.
+        reference: What the bundle's thresholds gave on validation.
+        label_set: The labels that were asked for with a coverage.
+        width: Of the image file, in pixels.
+        height: Of the image file, in pixels.
+        format: Of the image file.
+        views: Views whose probabilities were averaged.
+        batch_views: Views in the batch it ran in.
+        timings: Where the time went.
+    """
+
+    model: str
+    version: int
+    predictions: tuple[Prediction, ...]
+    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
+    verdict: Verdict
+    reference: DecisionReference | None = None
+    label_set: LabelSet | None = None
+    width: int
+    height: int
+    format: str
+    views: int
+    batch_views: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What clients and operators may know about a served model."""
+
+    name: str
+    version: int
+    provider: str
+    variant: str
+    is_default: bool
+    state: str
+    classes: int
+    input_height: int
+    input_width: int
+    digest: str
+    top1: float | None
+    labels: tuple[str, ...]
+    decision: Decision
