@@ -15,6 +15,7 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import FivecropError
+from service.http_protocol import use_for_all_connections
 from service.settings import load_settings, opt_out_of_telemetry
 from service.supervisor_link import SupervisorLink
 
@@ -33,6 +34,7 @@ class HostedService(bentoml.Service[Any]):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Returns the application that BentoML's worker runs."""
+        use_for_all_connections()
         return _OwnRoutesFirst(super().to_asgi(is_main=is_main))
 
 

@@ -113,7 +113,7 @@ class HttpApi:
             upload = parse_upload(
                 headers.get(b"content-type", b""), body, max_images=limits.max_request_images
             )
-            with ClientWatch(receive):
+            with ClientWatch(scope, receive):
                 good = [image for image in upload.images if isinstance(image, bytes)]
                 if upload.is_single:
                     result = await self._classifier.classify(good[0], options)

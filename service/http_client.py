@@ -6,7 +6,9 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
+
+from service.http_protocol import CONNECTION, HttpConnection
 
 
 class ClientLeftError(Exception):
@@ -16,15 +18,17 @@ class ClientLeftError(Exception):
 class ClientWatch:
     """Cancels the work inside `with` when the client leaves, so that nothing is computed for it.
 
-    The request's body must have been read to its end: the next message is then the disconnect.
+    The request's body must have been read to its end. Our own connections then tell by a call; of
+    another server's the next message is the disconnect, and a task waits for it.
 
     Raises:
         ClientLeftError: Instead of the cancellation, which then ends here.
     """
 
-    __slots__ = ("_has_left", "_receive", "_task", "_watcher")
+    __slots__ = ("_connection", "_has_left", "_receive", "_task", "_watcher")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._connection: HttpConnection | None = scope.get(CONNECTION)
         self._receive = receive
         self._has_left = False
 
@@ -33,7 +37,12 @@ class ClientWatch:
         if task is None:
             raise RuntimeError("ClientWatch needs a running task")
         self._task = task
-        self._watcher = asyncio.create_task(self._wait())
+        if self._connection is None:
+            self._watcher = asyncio.create_task(self._wait())
+        elif self._connection.is_lost:
+            self._leave()
+        else:
+            self._connection.on_lost = self._leave
         return self
 
     def __exit__(
@@ -42,7 +51,10 @@ class ClientWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._watcher.cancel()
+        if self._connection is None:
+            self._watcher.cancel()
+        else:
+            self._connection.on_lost = None
         if self._has_left and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise ClientLeftError from error
@@ -50,5 +62,8 @@ class ClientWatch:
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         self._has_left = True
         self._task.cancel()

@@ -55,7 +55,7 @@ class DropIn:
             images = take_images(
                 headers.get(b"content-type", b""), body, settings.max_request_images
             )
-            with ClientWatch(receive):
+            with ClientWatch(scope, receive):
                 results = await self._classifier.classify_many(images, options)
         answers = []
         for result in results:

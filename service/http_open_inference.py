@@ -64,7 +64,7 @@ class HttpOpenInference:
             )
             body = await decode_body(body, encoding, max_bytes=limits.max_body_bytes)
             request = parse_infer(headers, body, **_name_model(scope))
-            with ClientWatch(receive):
+            with ClientWatch(scope, receive):
                 return answer_infer(await self._open_inference.infer(request))
 
     async def show_server(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002

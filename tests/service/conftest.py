@@ -27,6 +27,7 @@ from service.classifier import Classification, Classifier, ModelDescription, Tim
 from service.errors import ErrorCode, RequestError
 from service.grpc_api import GrpcServer
 from service.http_api import build_http_app
+from service.http_protocol import HttpConnection
 from service.metrics import Metrics
 from service.models import Model, Models
 from service.schedule import Lane
@@ -152,8 +153,9 @@ async def http_client(stub_classifier, metrics, make_settings):
 
 
 @contextlib.asynccontextmanager
-async def _serving_http(app):
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+async def _serving_http(app, http=HttpConnection):
+    quiet = {"log_config": None, "access_log": False}
+    config = uvicorn.Config(app, port=0, http=http, lifespan="off", **quiet)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

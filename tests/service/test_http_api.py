@@ -15,6 +15,7 @@ from service.classifier import Options
 from service.errors import ErrorCode, RequestError
 from service.http_api import STATUS, HttpApi, build_http_app
 from service.http_body import parse_upload
+from service.http_protocol import HttpConnection
 from service.settings import Settings
 
 PATIENCE_S = 30  # for what takes milliseconds on a machine with nothing else to do
@@ -582,12 +583,13 @@ async def test_ambiguous_lengths_are_refused(
     assert not stub_classifier.calls
 
 
+@pytest.mark.parametrize("server", [HttpConnection, "httptools"])
 async def test_a_client_that_leaves_takes_its_work_with_it(
-    stub_classifier, metrics, make_settings, serving_http
+    stub_classifier, metrics, make_settings, serving_http, server
 ):
     stub_classifier.gate = asyncio.Event()
     app = build_http_app(stub_classifier, metrics, make_settings())
-    async with serving_http(app) as port:
+    async with serving_http(app, server) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HEAD + b"Content-Length: 3\r\n\r\nabc")
         await asyncio.wait_for(stub_classifier.arrived.wait(), PATIENCE_S)
