@@ -7,15 +7,25 @@ switching (docs/decisions.md). With a GPU the threads decode and one more feeds 
 from __future__ import annotations
 
 import logging
+import math
+import random
 import threading
 import time
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import Admission, Bounds, Reason
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
 from service.schedule import Job, Lane, Outcome, Prepare, Run, Schedule, Wait
+
+_REFUSALS: Final[dict[Reason, str]] = {
+    "queue_full": "the queue is full",
+    "model_quota": "this model's share of the queue is full",
+    "too_late": "the queue is too long for the deadline",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +41,8 @@ class Batcher:
         max_queue_views: int,
         max_queue_bytes: int,
         metrics: Metrics,
+        max_queue_decode_s: float = math.inf,
+        max_model_share: float = 1.0,
     ) -> None:
         """Starts the threads.
 
@@ -40,16 +52,23 @@ class Batcher:
             max_queue_views: Views admitted and not yet finished.
             max_queue_bytes: Encoded bytes admitted and not yet finished.
             metrics: Where batches, queue and drops are counted.
+            max_queue_decode_s: Decoding, by the images' headers, admitted and not yet done.
+            max_model_share: Of these bounds, for one model while several are served.
         """
-        self._max_queue_views = max_queue_views
-        self._max_queue_bytes = max_queue_bytes
         self._metrics = metrics
         self._schedule = Schedule(self._drop)
-        self._views = 0
-        self._bytes = 0
+        self._admission = Admission(
+            Bounds(
+                views=max_queue_views,
+                encoded_bytes=max_queue_bytes,
+                decode_cost_s=max_queue_decode_s,
+                model_share=max_model_share,
+            ),
+            compute_threads=compute_threads,
+            device_threads=device_threads,
+        )
         self._is_closing = False
         self._is_stopped = False
-        self._seconds_per_view = 0.0
         self._lock = threading.Lock()
         self._encoded_news = threading.Condition(self._lock)
         self._ready_news = threading.Condition(self._lock) if device_threads else self._encoded_news
@@ -79,29 +98,39 @@ class Batcher:
         """Lets a model take part; its jobs may be submitted from now on."""
         with self._lock:
             self._schedule.add_lane(lane)
+            self._admission.add_lane()
 
     def submit(self, job: Job) -> None:
         """Admits a job, before any work was done for it.
 
+        When the queue is full, less urgent jobs make room, and jobs of a model that holds more of
+        the queue than this one's.
+
         Raises:
-            RequestError: `overloaded` when a bound is reached, `draining` after `close` began.
+            RequestError: `overloaded` when a bound is reached or the deadline cannot be met,
+                `draining` after `close` began.
         """
         with self._lock:
             if self._is_closing:
                 self._metrics.count_rejected("draining")
                 raise _draining()
-            views, size = self._views + job.view_count, self._bytes + job.encoded_bytes
-            if views > self._max_queue_views or size > self._max_queue_bytes:
-                self._metrics.count_rejected("queue_full")
-                raise RequestError(
-                    ErrorCode.OVERLOADED,
-                    "the queue is full",
-                    retry_after_s=self._views * self._seconds_per_view,
-                )
-            self._set_admitted(views, size)
-            job.admitted_at = time.monotonic()
+            now = time.monotonic()
+            if fault := self._find_fault(job, now):
+                self._metrics.count_rejected(fault)
+                raise self._overloaded(_REFUSALS[fault])
+            self._admission.enter(job, now)
+            self._show_queue()
             self._schedule.add_encoded(job)
             self._encoded_news.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Takes a job that nobody waits for any more out of the queue; its room is free at once.
+
+        What is being decoded or run for it is not interrupted.
+        """
+        with self._lock:
+            if self._schedule.remove(job):
+                self._drop(job)
 
     def close(self, timeout_s: float) -> bool:
         """Refuses new jobs, waits for the admitted ones and stops the threads.
@@ -111,7 +140,7 @@ class Batcher:
         ends = time.monotonic() + timeout_s
         with self._lock:
             self._is_closing = True
-            is_empty = self._emptied.wait_for(lambda: self._views == 0, timeout_s)
+            is_empty = self._emptied.wait_for(lambda: self._admission.load.views == 0, timeout_s)
             self._is_stopped = True
             left = self._schedule.take_all()
             self._encoded_news.notify_all()
@@ -138,7 +167,10 @@ class Batcher:
     ) -> Prepare | Run | None:
         """Returns the next work, waiting for it; None when the threads are to stop."""
         while not self._is_stopped:
-            work = self._schedule.next_work(time.monotonic(), decodes=decodes, runs=runs)
+            now = time.monotonic()
+            work = self._schedule.next_work(now, decodes=decodes, runs=runs)
+            if isinstance(work, Prepare):
+                self._admission.note_turn(work.job, now)
             if not isinstance(work, Wait):
                 # News wakes one thread; when there is work for another, this one passes it on.
                 if self._schedule.has_waiting(decodes=decodes, runs=runs):
@@ -156,7 +188,9 @@ class Batcher:
             return
         now = time.monotonic()
         job.decode_s = now - start
+        job.lane.note_decode(job.decode_s, job.decode_cost_s)
         with self._lock:
+            self._admission.finish_decode(job)
             self._schedule.add_ready(job, now)
             if self._ready_news is not self._encoded_news:
                 self._ready_news.notify()
@@ -178,7 +212,7 @@ class Batcher:
             self._run(lane, jobs[middle:], start)
             return
         infer_s = time.monotonic() - start
-        self._seconds_per_view += 0.1 * (infer_s / len(probabilities) - self._seconds_per_view)
+        lane.note_run(infer_s, len(probabilities))
         first = 0
         for job in jobs:
             rows = probabilities[first : first + job.view_count]
@@ -197,16 +231,50 @@ class Batcher:
             parts.append(lane.run(part))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _find_fault(self, job: Job, now: float) -> Reason | None:
+        """Returns why a job cannot join, or displaces as many others as it needs to."""
+        admission, leaving = self._admission, list[Job]()
+        if admission.is_late(job, now):
+            return "too_late"
+        if not admission.has_quota(job):
+            for other in self._schedule.give_way(job, of_its_model=True):
+                leaving.append(other)
+                if admission.has_quota(job, leaving):
+                    break
+            else:
+                return "model_quota"
+        if not admission.has_room(job, leaving):
+            for other in self._schedule.give_way(job):
+                if other not in leaving:
+                    leaving.append(other)
+                    if admission.has_room(job, leaving):
+                        break
+            else:
+                return "queue_full"
+        for other in leaving:
+            self._displace(other)
+        return None
+
+    def _displace(self, job: Job) -> None:
+        self._metrics.count_rejected("displaced")
+        self._schedule.remove(job)
+        self._release(job)
+        job.finish(self._overloaded("another request needed the room in the queue more"))
+
+    def _overloaded(self, detail: str) -> RequestError:
+        # Spread out, so that those refused together do not come back together.
+        retry_after_s = self._admission.drain_s() * random.uniform(1.0, 1.5)
+        return RequestError(ErrorCode.OVERLOADED, detail, retry_after_s=retry_after_s)
+
     def _drop(self, job: Job) -> None:
         """Forgets a job that died waiting; called with the lock held."""
         if job.is_cancelled:
-            reason, error = "cancelled", RequestError(ErrorCode.DEADLINE_EXCEEDED, "cancelled")
+            self._metrics.count_rejected("cancelled")
         else:
-            reason = "expired"
-            error = RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed in the queue")
-        self._metrics.count_rejected(reason)
+            self._metrics.count_rejected("expired")
+            self._admission.note_turn(job, time.monotonic())
         self._release(job)
-        job.finish(error)
+        job.finish(RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed in the queue"))
 
     def _finish(self, job: Job, outcome: Outcome | Exception) -> None:
         with self._lock:
@@ -214,13 +282,13 @@ class Batcher:
         job.finish(outcome)
 
     def _release(self, job: Job) -> None:
-        self._set_admitted(self._views - job.view_count, self._bytes - job.encoded_bytes)
-        if self._views == 0:
+        self._admission.leave(job)
+        self._show_queue()
+        if self._admission.load.views == 0:
             self._emptied.notify_all()
 
-    def _set_admitted(self, views: int, size: int) -> None:
-        self._views, self._bytes = views, size
-        self._metrics.set_queue_views(views)
+    def _show_queue(self) -> None:
+        self._metrics.set_queue_views(self._admission.load.views)
 
 
 def _outcome(

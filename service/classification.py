@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from service.bundle.decision import LabelSet, Verdict
 from service.bundle.manifest import Decision, DecisionReference
 from service.bundle.postprocess import Prediction
+from service.priority import Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class Options:
         top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
         tta: Test-time augmentation policy.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
+        priority: `high`, `normal` or `low`.
         coverage: Ask for the set of labels that holds the right one with this probability.
     """
 
@@ -28,6 +30,7 @@ class Options:
     top_k: int = 5
     tta: str = "none"
     timeout_ms: float | None = None
+    priority: str = Priority.NORMAL
     coverage: float | None = None
 
 

@@ -22,6 +22,7 @@ from service.classification import Classification, ModelDescription, Options, Ti
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
 from service.models import Model, Models, load_models, make_batcher
+from service.priority import Priority
 from service.schedule import Job, Outcome
 from service.settings import Settings
 
@@ -106,14 +107,16 @@ class Classifier:
             encoded_bytes=len(image),
             deadline=start + timeout_s,
             finish=partial(_settle_soon, loop, answer),
+            priority=Priority(options.priority),
         )
         self._batcher.submit(job)
-        # The queue drops what is late, but its caller is told at the deadline, not at its turn.
-        timer = loop.call_later(timeout_s, _expire, answer)
+        # Its caller is told at the deadline, not at its turn, and its place in the queue is free.
+        timer = loop.call_later(timeout_s, self._expire, job, answer)
         try:
             outcome = await answer
         except asyncio.CancelledError:
             job.is_cancelled = True
+            self._batcher.withdraw(job)
             raise
         finally:
             timer.cancel()
@@ -157,6 +160,10 @@ class Classifier:
             raise RequestError(
                 ErrorCode.INVALID_ARGUMENT, f"tta must be one of {', '.join(TTA_POLICIES)}"
             )
+        if options.priority not in tuple(Priority):
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
+            )
         timeout_ms = options.timeout_ms
         if timeout_ms is None:
             timeout_ms = self._settings.default_timeout_ms
@@ -165,6 +172,10 @@ class Classifier:
         if timeout_ms <= 0:
             raise _late()
         return cast("TtaPolicy", options.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
+
+    def _expire(self, job: Job, answer: asyncio.Future[Outcome]) -> None:
+        self._batcher.withdraw(job)
+        _settle(answer, _late())
 
     def _conclude(
         self,
@@ -232,10 +243,6 @@ class Classifier:
 
 def _late() -> RequestError:
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before an answer")
-
-
-def _expire(answer: asyncio.Future[Outcome]) -> None:
-    _settle(answer, _late())
 
 
 def _settle(answer: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:

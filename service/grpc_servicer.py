@@ -143,7 +143,7 @@ class ImageClassifier:
         refuse_url(image)
         given: dict[str, Any] = {
             name: getattr(request, name)
-            for name in ("model", "top_k", "tta", "coverage")
+            for name in ("model", "top_k", "tta", "priority", "coverage")
             if request.HasField(name)
         }
         return await self._classifier.classify(image, Options(**given, timeout_ms=timeout_ms))

@@ -27,6 +27,7 @@ from service.open_inference_metadata import INPUT
 from service.open_inference_parameters import (
     read_classes,
     read_flag,
+    read_priority,
     read_timeout_ms,
     refuse_shared_memory,
 )
@@ -119,6 +120,7 @@ def _parse(
         version=version,
         id=name,
         timeout_ms=read_timeout_ms(parameters),
+        priority=read_priority(parameters),
         inputs=_read_inputs(_as_list(document.get("inputs"), "inputs"), tail, has_tail),
         outputs=None if outputs is None else _read_outputs(outputs, parameters),
         has_binary_outputs=read_flag(parameters, "binary_data_output", False),

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from service.classifier import Options
 from service.errors import ErrorCode, RequestError
 
-NAMES: Final = frozenset({"model", "top_k", "tta", "coverage"})
+NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 _FRACTION = re.compile(r"[0-9]?\.[0-9]{1,9}")

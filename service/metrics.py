@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +24,12 @@ _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _OTHER = "other"
+
+# Before the queue: it is full, or the model's share of it, the answer would come too late, the
+# server stops. In it: a more deserving job took the place, the deadline passed, nobody waits.
+RejectReason = Literal[
+    "queue_full", "model_quota", "too_late", "draining", "displaced", "expired", "cancelled"
+]
 
 
 class Metrics:
@@ -123,7 +130,7 @@ class Metrics:
             registry=registry,
         )
         # So that a rate over a reason that has not happened yet is 0, not nothing.
-        for reason in ("queue_full", "draining", "expired", "cancelled"):
+        for reason in get_args(RejectReason):
             self._rejected.labels(reason)
         self._model_load_failures = Counter(
             "fivecrop_model_load_failures",
@@ -162,8 +169,8 @@ class Metrics:
         """Shows how many views are admitted and not yet answered."""
         self._queue_views.set(views)
 
-    def count_rejected(self, reason: str) -> None:
-        """Counts an image refused or dropped: queue_full, draining, expired or cancelled."""
+    def count_rejected(self, reason: RejectReason) -> None:
+        """Counts an image refused or dropped."""
         self._rejected.labels(reason).inc()
 
     def observe_prediction(self, model: str, version: int, label: str, score: float) -> None:

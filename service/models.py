@@ -198,6 +198,8 @@ def make_batcher(models: Models, settings: Settings, metrics: Metrics) -> Batche
         device_threads=1 if on_gpu else 0,
         max_queue_views=settings.max_queue_views,
         max_queue_bytes=settings.max_queue_bytes,
+        max_queue_decode_s=settings.max_queue_decode_s,
+        max_model_share=settings.max_model_share,
         metrics=metrics,
     )
     for model in models:

@@ -96,6 +96,7 @@ class OpenInference:
             model=_refer(request.model, request.version),
             top_k=max(1, output.classes),
             timeout_ms=request.timeout_ms,
+            priority=request.priority,
         )
         results = await self._classify(images, options)
         return InferResponse(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.priority import Priority
+
 # Row-major little-endian bytes, or the elements themselves: flat, or nested as the shape says.
 Content = memoryview | Sequence[Any]
 
@@ -52,6 +54,7 @@ class InferRequest:
         version: Its version in digits; empty lets the server choose.
         id: Echoed.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
+        priority: How urgent it is.
         inputs: Tensors, at least one.
         outputs: What is wanted; None is every output of the model.
         has_binary_outputs: Whether outputs that `outputs` does not name are wanted as bytes.
@@ -61,6 +64,7 @@ class InferRequest:
     version: str
     id: str = ""
     timeout_ms: float | None = None
+    priority: Priority = Priority.NORMAL
     inputs: tuple[InputTensor, ...]
     outputs: tuple[RequestedOutput, ...] | None = None
     has_binary_outputs: bool = True

@@ -14,7 +14,12 @@ SERVER_NAME: Final = "fivecrop"
 # Triton's name for a model that ONNX Runtime runs; some clients look at it.
 PLATFORM: Final = "onnxruntime_onnx"
 # Clients decide by this list what to ask for, so it holds what works and nothing else.
-EXTENSIONS: Final = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "parameters",
+    "schedule_policy",
+)
 
 Document = dict[str, Any]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Never
 
 from service.errors import ErrorCode, RequestError
+from service.priority import Priority
 
 _RESERVED_PREFIX: Final = "triton_"
 
@@ -17,15 +18,22 @@ def read_timeout_ms(parameters: Mapping[str, object]) -> float | None:
     """Returns the deadline of a request in milliseconds; None is the server's default.
 
     Raises:
-        RequestError: `invalid_argument` for a timeout or priority that is no whole number above
-            or at 0, or a parameter that is Triton's own.
+        RequestError: `invalid_argument` for a timeout that is no whole number above or at 0, or a
+            parameter that is Triton's own.
     """
     if any(name.startswith(_RESERVED_PREFIX) for name in parameters):
         _refuse(f"parameters that begin with {_RESERVED_PREFIX} are reserved")
-    # All requests have one priority here, but a wrong value should not wait to be noticed.
-    _read_count(parameters, "priority")
     timeout_us = _read_count(parameters, "timeout")
     return timeout_us / 1000 if timeout_us else None
+
+
+def read_priority(parameters: Mapping[str, object]) -> Priority:
+    """Returns the priority of a request: 1 is the highest, 0 the default.
+
+    Raises:
+        RequestError: `invalid_argument`.
+    """
+    return Priority.from_level(_read_count(parameters, "priority"))
 
 
 def read_classes(parameters: Mapping[str, object]) -> int:

@@ -11,6 +11,7 @@ from service import http_schema
 from service.bundle.manifest import TtaPolicy
 from service.errors import ErrorCode
 from service.http_answer import STATUS
+from service.priority import Priority
 from service.settings import Settings
 
 Document = dict[str, Any]
@@ -204,6 +205,12 @@ def _classify_parameters(settings: Settings) -> list[Document]:
             "query",
             "Test-time augmentation: more views of the image, averaged.",
             {"type": "string", "enum": policies, "default": "none"},
+        ),
+        _parameter(
+            "priority",
+            "query",
+            "Under load more urgent requests get more of the machine; none of it waits for ever.",
+            {"type": "string", "enum": list(Priority), "default": Priority.NORMAL},
         ),
         _parameter(
             "coverage",

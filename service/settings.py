@@ -94,6 +94,18 @@ class Settings(BaseSettings):
         ge=1,
         description="Encoded bytes admitted and not yet answered; more is refused.",
     )
+    max_queue_decode_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds of decoding, judged by the images' headers, admitted and not yet "
+        "done; more is refused.",
+    )
+    max_model_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Largest share of the queue that one model may hold while several are served.",
+    )
     default_timeout_ms: float = Field(
         10_000, gt=0, le=600_000, description="Deadline of a request that sets none."
     )

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/image_classifier.proto\x12\x0b\x66ivecrop.v1\"\x9a\x01\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x10\n\x03tta\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08\x63overage\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x08\n\x06_modelB\x08\n\x06_top_kB\x06\n\x04_ttaB\x0b\n\t_coverage\"\xcb\x02\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12,\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x17.fivecrop.v1.Prediction\x12\x11\n\tabstained\x18\x05 \x01(\x08\x12%\n\x05image\x18\x06 \x01(\x0b\x32\x16.fivecrop.v1.ImageInfo\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.fivecrop.v1.Timings\x12\'\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x15.fivecrop.v1.Decision\x12!\n\x05group\x18\t \x01(\x0b\x32\x12.fivecrop.v1.Group\x12(\n\tlabel_set\x18\n \x01(\x0b\x32\x15.fivecrop.v1.LabelSet\"i\n\x08\x44\x65\x63ision\x12\x15\n\rabstain_below\x18\x01 \x01(\x01\x12\x15\n\x08\x63overage\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_coverageB\x0b\n\t_accuracy\"%\n\x05Group\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"J\n\x08LabelSet\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.fivecrop.v1.Prediction\"9\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x01\":\n\tImageInfo\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"R\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08infer_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\"z\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.fivecrop.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\x8f\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.fivecrop.v1.ClassifyResponseH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.fivecrop.v1.ClassifyErrorH\x00\x42\t\n\x07outcome\"[\n\rClassifyError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x1a\n\rretry_after_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\x0f\n\rModelsRequest\"4\n\x0eModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fivecrop.v1.Model\"\xe2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\r\n\x05state\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x01(\x05\x12\x14\n\x0cinput_height\x18\x08 \x01(\x05\x12\x13\n\x0binput_width\x18\t \x01(\x05\x12\x0e\n\x06\x64igest\x18\n \x01(\t\x12\x11\n\x04top1\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\'\n\x08\x64\x65\x63ision\x18\r \x01(\x0b\x32\x15.fivecrop.v1.Decision\x12\'\n\x07roll_up\x18\x0e \x01(\x0b\x32\x16.fivecrop.v1.Reference\x12*\n\nlabel_sets\x18\x0f \x03(\x0b\x32\x16.fivecrop.v1.LabelSetsB\x07\n\x05_top1\"/\n\tReference\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\"D\n\tLabelSets\x12\x0b\n\x03tta\x18\x01 \x01(\t\x12*\n\x06levels\x18\x02 \x03(\x0b\x32\x1a.fivecrop.v1.LabelSetLevel\"Q\n\rLabelSetLevel\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12\x19\n\x11measured_coverage\x18\x02 \x01(\x01\x12\x13\n\x0bmean_labels\x18\x03 \x01(\x01\x32\xfc\x01\n\x0fImageClassifier\x12G\n\x08\x43lassify\x12\x1c.fivecrop.v1.ClassifyRequest\x1a\x1d.fivecrop.v1.ClassifyResponse\x12]\n\x0e\x43lassifyStream\x12\".fivecrop.v1.ClassifyStreamRequest\x1a#.fivecrop.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x41\n\x06Models\x12\x1a.fivecrop.v1.ModelsRequest\x1a\x1b.fivecrop.v1.ModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/image_classifier.proto\x12\x0b\x66ivecrop.v1\"\xbe\x01\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x10\n\x03tta\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08\x63overage\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08priority\x18\x06 \x01(\tH\x04\x88\x01\x01\x42\x08\n\x06_modelB\x08\n\x06_top_kB\x06\n\x04_ttaB\x0b\n\t_coverageB\x0b\n\t_priority\"\xcb\x02\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12,\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x17.fivecrop.v1.Prediction\x12\x11\n\tabstained\x18\x05 \x01(\x08\x12%\n\x05image\x18\x06 \x01(\x0b\x32\x16.fivecrop.v1.ImageInfo\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.fivecrop.v1.Timings\x12\'\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x15.fivecrop.v1.Decision\x12!\n\x05group\x18\t \x01(\x0b\x32\x12.fivecrop.v1.Group\x12(\n\tlabel_set\x18\n \x01(\x0b\x32\x15.fivecrop.v1.LabelSet\"i\n\x08\x44\x65\x63ision\x12\x15\n\rabstain_below\x18\x01 \x01(\x01\x12\x15\n\x08\x63overage\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_coverageB\x0b\n\t_accuracy\"%\n\x05Group\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"J\n\x08LabelSet\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.fivecrop.v1.Prediction\"9\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x01\":\n\tImageInfo\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"R\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08infer_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\"z\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.fivecrop.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\x8f\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.fivecrop.v1.ClassifyResponseH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.fivecrop.v1.ClassifyErrorH\x00\x42\t\n\x07outcome\"[\n\rClassifyError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x1a\n\rretry_after_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\x0f\n\rModelsRequest\"4\n\x0eModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fivecrop.v1.Model\"\xe2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\r\n\x05state\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x01(\x05\x12\x14\n\x0cinput_height\x18\x08 \x01(\x05\x12\x13\n\x0binput_width\x18\t \x01(\x05\x12\x0e\n\x06\x64igest\x18\n \x01(\t\x12\x11\n\x04top1\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\'\n\x08\x64\x65\x63ision\x18\r \x01(\x0b\x32\x15.fivecrop.v1.Decision\x12\'\n\x07roll_up\x18\x0e \x01(\x0b\x32\x16.fivecrop.v1.Reference\x12*\n\nlabel_sets\x18\x0f \x03(\x0b\x32\x16.fivecrop.v1.LabelSetsB\x07\n\x05_top1\"/\n\tReference\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\"D\n\tLabelSets\x12\x0b\n\x03tta\x18\x01 \x01(\t\x12*\n\x06levels\x18\x02 \x03(\x0b\x32\x1a.fivecrop.v1.LabelSetLevel\"Q\n\rLabelSetLevel\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12\x19\n\x11measured_coverage\x18\x02 \x01(\x01\x12\x13\n\x0bmean_labels\x18\x03 \x01(\x01\x32\xfc\x01\n\x0fImageClassifier\x12G\n\x08\x43lassify\x12\x1c.fivecrop.v1.ClassifyRequest\x1a\x1d.fivecrop.v1.ClassifyResponse\x12]\n\x0e\x43lassifyStream\x12\".fivecrop.v1.ClassifyStreamRequest\x1a#.fivecrop.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x41\n\x06Models\x12\x1a.fivecrop.v1.ModelsRequest\x1a\x1b.fivecrop.v1.ModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,39 +32,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.proto.image_classif
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYREQUEST']._serialized_start=54
-  _globals['_CLASSIFYREQUEST']._serialized_end=208
-  _globals['_CLASSIFYRESPONSE']._serialized_start=211
-  _globals['_CLASSIFYRESPONSE']._serialized_end=542
-  _globals['_DECISION']._serialized_start=544
-  _globals['_DECISION']._serialized_end=649
-  _globals['_GROUP']._serialized_start=651
-  _globals['_GROUP']._serialized_end=688
-  _globals['_LABELSET']._serialized_start=690
-  _globals['_LABELSET']._serialized_end=764
-  _globals['_PREDICTION']._serialized_start=766
-  _globals['_PREDICTION']._serialized_end=823
-  _globals['_IMAGEINFO']._serialized_start=825
-  _globals['_IMAGEINFO']._serialized_end=883
-  _globals['_TIMINGS']._serialized_start=885
-  _globals['_TIMINGS']._serialized_end=967
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=969
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1091
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1094
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1237
-  _globals['_CLASSIFYERROR']._serialized_start=1239
-  _globals['_CLASSIFYERROR']._serialized_end=1330
-  _globals['_MODELSREQUEST']._serialized_start=1332
-  _globals['_MODELSREQUEST']._serialized_end=1347
-  _globals['_MODELSRESPONSE']._serialized_start=1349
-  _globals['_MODELSRESPONSE']._serialized_end=1401
-  _globals['_MODEL']._serialized_start=1404
-  _globals['_MODEL']._serialized_end=1758
-  _globals['_REFERENCE']._serialized_start=1760
-  _globals['_REFERENCE']._serialized_end=1807
-  _globals['_LABELSETS']._serialized_start=1809
-  _globals['_LABELSETS']._serialized_end=1877
-  _globals['_LABELSETLEVEL']._serialized_start=1879
-  _globals['_LABELSETLEVEL']._serialized_end=1960
-  _globals['_IMAGECLASSIFIER']._serialized_start=1963
-  _globals['_IMAGECLASSIFIER']._serialized_end=2215
+  _globals['_CLASSIFYREQUEST']._serialized_end=244
+  _globals['_CLASSIFYRESPONSE']._serialized_start=247
+  _globals['_CLASSIFYRESPONSE']._serialized_end=578
+  _globals['_DECISION']._serialized_start=580
+  _globals['_DECISION']._serialized_end=685
+  _globals['_GROUP']._serialized_start=687
+  _globals['_GROUP']._serialized_end=724
+  _globals['_LABELSET']._serialized_start=726
+  _globals['_LABELSET']._serialized_end=800
+  _globals['_PREDICTION']._serialized_start=802
+  _globals['_PREDICTION']._serialized_end=859
+  _globals['_IMAGEINFO']._serialized_start=861
+  _globals['_IMAGEINFO']._serialized_end=919
+  _globals['_TIMINGS']._serialized_start=921
+  _globals['_TIMINGS']._serialized_end=1003
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=1005
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1127
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1130
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1273
+  _globals['_CLASSIFYERROR']._serialized_start=1275
+  _globals['_CLASSIFYERROR']._serialized_end=1366
+  _globals['_MODELSREQUEST']._serialized_start=1368
+  _globals['_MODELSREQUEST']._serialized_end=1383
+  _globals['_MODELSRESPONSE']._serialized_start=1385
+  _globals['_MODELSRESPONSE']._serialized_end=1437
+  _globals['_MODEL']._serialized_start=1440
+  _globals['_MODEL']._serialized_end=1794
+  _globals['_REFERENCE']._serialized_start=1796
+  _globals['_REFERENCE']._serialized_end=1843
+  _globals['_LABELSETS']._serialized_start=1845
+  _globals['_LABELSETS']._serialized_end=1913
+  _globals['_LABELSETLEVEL']._serialized_start=1915
+  _globals['_LABELSETLEVEL']._serialized_end=1996
+  _globals['_IMAGECLASSIFIER']._serialized_start=1999
+  _globals['_IMAGECLASSIFIER']._serialized_end=2251
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,7 @@ from service.batcher import Batcher
 from service.bundle.preprocess import PreparedImage
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
+from service.priority import Priority
 from service.schedule import Job, Lane, Outcome
 
 POISON = 255
@@ -35,7 +36,7 @@ class Desk:
         self.results: dict[int, list] = {}
         self.changed = threading.Condition()
 
-    def submit(self, value, *, views=1, prepare=None, deadline=None, size=1):
+    def submit(self, value, *, views=1, prepare=None, deadline=None, size=1, **options):
         number = len(self.results)
         results = self.results[number] = []
 
@@ -54,6 +55,7 @@ class Desk:
             encoded_bytes=size,
             deadline=time.monotonic() + 60 if deadline is None else deadline,
             finish=finish,
+            **options,
         )
         try:
             self.batcher.submit(job)
@@ -74,12 +76,23 @@ class Desk:
 def make_desk():
     batchers = []
 
-    def make(run=mean_pixel, *, threads=2, devices=0, views=512, size=10**6, good=1, delay_s=0.0):
+    def make(
+        run=mean_pixel,
+        *,
+        threads=2,
+        devices=0,
+        views=512,
+        size=10**6,
+        good=1,
+        delay_s=0.0,
+        share=1.0,
+    ):
         batcher = Batcher(
             compute_threads=threads,
             device_threads=devices,
             max_queue_views=views,
             max_queue_bytes=size,
+            max_model_share=share,
             metrics=Metrics(),
         )
         lane = Lane(
@@ -239,6 +252,101 @@ def test_a_cancelled_job_leaves_its_batch_and_disturbs_nobody(make_desk):
     assert sum(len(batch) for batch in gate.batches) == 3
 
 
+def test_a_withdrawn_job_gives_its_room_back_at_once(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1, views=2)
+    desk.submit(1)
+    assert gate.entered.wait(20)
+    waiting = desk.submit(2)
+    # The naive control only marks it, and its room stays taken while the engine is busy.
+    waiting.is_cancelled = True
+    with pytest.raises(RequestError):
+        desk.submit(3)
+    desk.batcher.withdraw(waiting)
+    assert desk.results[1], "it was not told"
+    desk.submit(3)
+    gate.open.set()
+    outcomes = desk.wait()
+    assert [outcomes[i].probabilities[0, 0] for i in (0, 2)] == [1, 3]
+
+
+def test_withdrawing_a_job_that_runs_changes_nothing(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1)
+    running = desk.submit(1)
+    assert gate.entered.wait(20)
+    desk.batcher.withdraw(running)
+    gate.open.set()
+    assert desk.wait()[0].probabilities[0, 0] == 1
+    desk.batcher.withdraw(running)
+
+
+def test_an_urgent_job_takes_the_place_of_a_lesser_one_in_a_full_queue(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1, views=3)
+    desk.submit(1)
+    assert gate.entered.wait(20)
+    desk.submit(2)
+    desk.submit(3)
+    with pytest.raises(RequestError):
+        desk.submit(4)  # as urgent as the others
+    desk.submit(4, priority=Priority.HIGH)
+    displaced = desk.results[2][0]
+    assert displaced.code is ErrorCode.OVERLOADED
+    assert displaced.retry_after_s is not None
+    gate.open.set()
+    outcomes = desk.wait()
+    assert [outcomes[i].probabilities[0, 0] for i in (0, 1, 3)] == [1, 2, 4]
+
+
+def test_a_model_at_its_quota_refuses_while_another_is_still_admitted(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1, views=4, share=0.5)
+    lane = Lane(name="n@1", run=mean_pixel, max_batch_views=8, good_batch_views=1, max_delay_s=0)
+    desk.batcher.add_lane(lane)
+    other = Desk(desk.batcher, lane)
+    desk.submit(1)
+    assert gate.entered.wait(20)
+    desk.submit(2)
+    with pytest.raises(RequestError, match="share"):
+        desk.submit(3)
+    other.submit(4)
+    desk.submit(5, priority=Priority.HIGH)  # at the cost of its own model's other job
+    assert desk.results[1][0].code is ErrorCode.OVERLOADED
+    gate.open.set()
+    assert [desk.wait()[i].probabilities[0, 0] for i in (0, 2)] == [1, 5]
+    assert other.wait()[0].probabilities[0, 0] == 4
+
+
+def test_nobody_is_displaced_in_vain(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1, views=4)
+    desk.submit(1, views=2)
+    assert gate.entered.wait(20)
+    desk.submit(2, priority=Priority.LOW)
+    desk.submit(3, priority=Priority.LOW)
+    with pytest.raises(RequestError):
+        desk.submit(4, views=3, priority=Priority.HIGH)
+    gate.open.set()
+    assert all(isinstance(outcome, Outcome) for outcome in desk.wait())
+
+
+def test_a_job_whose_answer_would_come_too_late_is_refused_before_any_work(make_desk):
+    gate = Gate()
+    desk = make_desk(gate, threads=1)
+    desk.lane.seconds_per_view = 0.1
+    desk.submit(1)
+    assert gate.entered.wait(20)
+    for value in range(10):
+        desk.submit(value)
+    with pytest.raises(RequestError) as refused:
+        desk.submit(9, deadline=time.monotonic() + 0.5)
+    assert refused.value.code is ErrorCode.OVERLOADED
+    assert 1.1 <= refused.value.retry_after_s <= 1.65, "the predicted drain, spread out"
+    gate.open.set()
+    desk.wait()
+
+
 def test_a_busy_engine_lets_the_next_batch_fill(make_desk):
     gate = Gate()
     desk = make_desk(gate, threads=2, devices=1, good=8, delay_s=0.0)
@@ -247,7 +355,7 @@ def test_a_busy_engine_lets_the_next_batch_fill(make_desk):
     for value in range(6):
         desk.submit(value)
     deadline = time.monotonic() + 20
-    while len(desk.lane.ready) < 6:
+    while desk.lane.ready_views < 6:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     gate.open.set()

@@ -71,10 +71,10 @@ async def test_an_image_is_classified(served, stub_classifier):
 
 
 async def test_options_and_deadline_reach_the_classifier(served, stub_classifier):
-    request = messages.ClassifyRequest(image=b"img", model="toy@3", top_k=7, tta="hflip")
-    await served.stub.Classify(request, timeout=600)
+    given = {"model": "toy@3", "top_k": 7, "tta": "hflip", "priority": "low"}
+    await served.stub.Classify(messages.ClassifyRequest(image=b"img", **given), timeout=600)
     options = stub_classifier.calls[0][1]
-    assert (options.model, options.top_k, options.tta) == ("toy@3", 7, "hflip")
+    assert {name: getattr(options, name) for name in given} == given
     assert 500_000 < options.timeout_ms <= 610_000  # the library rounds up
 
 

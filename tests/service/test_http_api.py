@@ -72,12 +72,12 @@ async def test_a_raw_body_is_one_image_whatever_its_type(
 
 async def test_options_reach_the_classifier(http_client, stub_classifier):
     await http_client.post(
-        "/v1/classify?model=toy@3&top_k=7&tta=hflip",
+        "/v1/classify?model=toy@3&top_k=7&tta=hflip&priority=low",
         content=b"img",
         headers={"x-request-timeout-ms": "250.5"},
     )
     assert stub_classifier.calls[0][1] == Options(
-        model="toy@3", top_k=7, tta="hflip", timeout_ms=250.5
+        model="toy@3", top_k=7, tta="hflip", timeout_ms=250.5, priority="low"
     )
 
 

@@ -233,13 +233,16 @@ async def test_classification_names_the_best_classes(http_client, stub_classifie
 
 
 @pytest.mark.parametrize(("given_us", "expected_ms"), [(1500, 1.5), (0, None), (10**12, 10.0**9)])
-async def test_the_timeout_is_in_microseconds(http_client, stub_classifier, given_us, expected_ms):
+async def test_the_timeout_is_in_microseconds_and_priority_one_is_the_highest(
+    http_client, stub_classifier, given_us, expected_ms
+):
     document = {
         "parameters": {"timeout": given_us, "priority": 1, "mine": "ignored"},
         "inputs": [bytes_input(b"one")],
     }
     read_answer(await http_client.post(INFER, **in_binary(document, pack(b"one"))))
     assert stub_classifier.calls[0][1].timeout_ms == expected_ms
+    assert stub_classifier.calls[0][1].priority == "high"
 
 
 @pytest.mark.parametrize(

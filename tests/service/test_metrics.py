@@ -1,10 +1,11 @@
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
-from service.metrics import Metrics
+from service.metrics import Metrics, RejectReason
 from service.processes import ProcessesCollector
 
 
@@ -21,7 +22,7 @@ def test_labels_beyond_the_bound_are_counted_as_other():
 
 def test_rejections_are_shown_before_the_first_one():
     text = Metrics().render()[0].decode()
-    for reason in ("queue_full", "draining", "expired", "cancelled"):
+    for reason in get_args(RejectReason):
         assert f'fivecrop_rejected_total{{reason="{reason}"}} 0.0' in text
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle.preprocess import PreparedImage
+from service.priority import WEIGHT, Priority
 from service.schedule import Job, Lane, Prepare, Run, Schedule, Wait
 
 
@@ -23,7 +24,7 @@ def make_lane(name="a", *, max_batch=4, good_batch=1, delay_s=0.0):
     )
 
 
-def make_job(lane, *, views=1, deadline=1e9):
+def make_job(lane, *, views=1, deadline=1e9, priority=Priority.NORMAL, cost=0.0):
     image = PreparedImage(
         views=np.zeros((views, 1, 1, 3), np.uint8), width=1, height=1, format="png"
     )
@@ -34,6 +35,8 @@ def make_job(lane, *, views=1, deadline=1e9):
         encoded_bytes=1,
         deadline=deadline,
         finish=lambda outcome: None,
+        priority=priority,
+        decode_cost_s=cost,
     )
 
 
@@ -167,6 +170,133 @@ def test_a_dead_job_waiting_to_be_decoded_does_not_hold_up_a_ready_one(schedule,
     assert dropped == [late]
 
 
+def decode_all(schedule, count):
+    works = [schedule.next_work(0.0, decodes=True, runs=False) for _ in range(count)]
+    return [work.job for work in works]
+
+
+def test_models_share_time_and_not_turns(schedule):
+    dear, cheap = make_lane("dear"), make_lane("cheap")
+    schedule.add_lane(dear)
+    schedule.add_lane(cheap)
+    for _ in range(100):
+        schedule.add_encoded(make_job(dear, cost=0.1))
+        schedule.add_encoded(make_job(cheap, cost=0.01))
+    turns = Counter(job.lane.name for job in decode_all(schedule, 110))
+    assert turns == {"dear": pytest.approx(10, abs=1), "cheap": pytest.approx(100, abs=1)}
+
+
+def test_a_model_that_comes_late_gets_its_share_and_no_more(schedule):
+    first, second = make_lane("first"), make_lane("second")
+    schedule.add_lane(first)
+    schedule.add_lane(second)
+    for _ in range(100):
+        schedule.add_encoded(make_job(first, cost=0.01))
+    decode_all(schedule, 50)
+    for _ in range(50):
+        schedule.add_encoded(make_job(second, cost=0.01))
+    turns = Counter(job.lane.name for job in decode_all(schedule, 40))
+    assert turns["second"] == pytest.approx(20, abs=1)
+
+
+def test_priorities_share_time_by_weight(schedule):
+    lane = make_lane()
+    schedule.add_lane(lane)
+    for priority in Priority:
+        for _ in range(200):
+            schedule.add_encoded(make_job(lane, priority=priority, cost=0.01))
+    turns = Counter(job.priority for job in decode_all(schedule, 146))
+    assert turns == {priority: 2 * WEIGHT[priority] for priority in Priority}
+
+
+def test_an_urgent_image_does_not_wait_for_a_batch_to_fill_with_lesser_ones(schedule):
+    lane = make_lane(good_batch=8, max_batch=8)
+    schedule.add_lane(lane)
+    urgent = make_job(lane, priority=Priority.HIGH)
+    for _ in range(8):
+        schedule.add_encoded(make_job(lane, priority=Priority.LOW))
+    schedule.add_ready(urgent, 0.0)
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Run(lane, [urgent])
+
+
+def test_a_job_leaves_either_queue_from_the_middle(schedule, dropped):
+    lane = make_lane(good_batch=9, max_batch=9)
+    schedule.add_lane(lane)
+    encoded, ready = ([make_job(lane) for _ in range(3)] for _ in range(2))
+    for job in encoded:
+        schedule.add_encoded(job)
+    for job in ready:
+        schedule.add_ready(job, 0.0)
+    assert schedule.remove(encoded[1])
+    assert schedule.remove(ready[1])
+    assert not schedule.remove(ready[1])
+    assert lane.ready_views == 2
+    assert decode_all(schedule, 2) == [encoded[0], encoded[2]]
+    assert schedule.next_work(0.0, decodes=True, runs=True) == Run(lane, [ready[0], ready[2]])
+    assert dropped == []
+
+
+def test_the_latest_of_the_least_urgent_make_way_first(schedule):
+    lane, other = make_lane("a"), make_lane("b")
+    schedule.add_lane(lane)
+    schedule.add_lane(other)
+    jobs = {}
+    for priority in Priority:
+        jobs[priority] = [make_job(lane, priority=priority) for _ in range(2)]
+        for job in jobs[priority]:
+            schedule.add_encoded(job)
+            job.flow.backlog.add(job)
+    lows, normals = jobs[Priority.LOW], jobs[Priority.NORMAL]
+    newcomer = make_job(lane, priority=Priority.HIGH)
+    assert list(schedule.give_way(newcomer)) == [*reversed(lows), *reversed(normals)]
+    assert list(schedule.give_way(make_job(lane))) == [*reversed(lows)]
+    assert list(schedule.give_way(make_job(lane, priority=Priority.LOW))) == []
+    # Of another model, which holds nothing yet: equals make way as long as they hold more.
+    assert list(schedule.give_way(make_job(other))) == [*reversed(lows), *reversed(normals)]
+    assert list(schedule.give_way(make_job(other, views=6))) == [*reversed(lows)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    floods=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(list(Priority)), st.floats(0.001, 0.05)),
+        min_size=1,
+        max_size=8,
+    ),
+    priority=st.sampled_from(list(Priority)),
+)
+def test_no_flood_starves_a_job_of_its_turn(floods, priority):
+    schedule = Schedule(lambda job: None)
+    lanes = [make_lane(name) for name in "abcde"]
+    for lane in lanes:
+        schedule.add_lane(lane)
+    costs = {}
+    for lane, urgency, cost in floods:
+        costs[lane, urgency] = cost
+    for (lane, urgency), cost in costs.items():
+        schedule.add_encoded(make_job(lanes[lane], priority=urgency, cost=cost))
+    patient = make_job(lanes[4], priority=priority, cost=0.01)
+    for _ in range(3):  # turns before it came, so that the floods have a history
+        refill(schedule, lanes, costs)
+    schedule.add_encoded(patient)
+    # Each flood gets no more, before its turn, than one job that was under way.
+    spent = 0.0
+    while (job := refill(schedule, lanes, costs)) is not patient:
+        spent += job.decode_cost_s
+        assert spent <= sum(costs.values()) + 1e-9
+
+
+def refill(schedule, lanes, costs):
+    """Decodes one job and queues another of its kind, so that a flood never ends."""
+    (job,) = decode_all(schedule, 1)
+    flood = next(
+        (key for key in costs if lanes[key[0]] is job.lane and key[1] is job.priority), None
+    )
+    if flood:
+        schedule.add_encoded(make_job(job.lane, priority=job.priority, cost=costs[flood]))
+    return job
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(
@@ -174,8 +304,10 @@ steps = st.lists(
             st.integers(0, 2),
             st.integers(1, 10),
             st.one_of(st.just(1e9), st.floats(0, 5)),
+            st.sampled_from(list(Priority)),
         ),
         st.tuples(st.just("cancel"), st.integers(0, 50)),
+        st.tuples(st.just("withdraw"), st.integers(0, 50)),
         st.tuples(st.just("tick"), st.floats(0, 1)),
         st.tuples(st.just("work"), st.sampled_from([(True, True), (True, False), (False, True)])),
     ),
@@ -196,14 +328,18 @@ class Simulation:
         for lane in self.lanes:
             self.schedule.add_lane(lane)
 
-    def submit(self, lane, views, deadline):
-        job = make_job(self.lanes[lane], views=views, deadline=deadline)
+    def submit(self, lane, views, deadline, priority):
+        job = make_job(self.lanes[lane], views=views, deadline=deadline, priority=priority)
         self.submitted.append(job)
         self.schedule.add_encoded(job)
 
     def cancel(self, number):
         if number < len(self.submitted):
             self.submitted[number].is_cancelled = True
+
+    def withdraw(self, number):
+        if number < len(self.submitted) and self.schedule.remove(self.submitted[number]):
+            self.dropped.append(self.submitted[number])
 
     def tick(self, seconds):
         self.now += seconds
@@ -239,6 +375,9 @@ def test_every_job_ends_once_in_order_within_its_batch_size(steps, good, delay):
     submitted, ran = simulation.submitted, simulation.ran
     assert Counter(map(id, submitted)) == Counter(map(id, [*ran, *simulation.dropped]))
     for lane in simulation.lanes:
-        order = [submitted.index(job) for job in ran if job.lane is lane]
-        assert order == sorted(order)
+        for priority in Priority:
+            order = [
+                submitted.index(job) for job in ran if job.lane is lane and job.priority is priority
+            ]
+            assert order == sorted(order)
         assert lane.ready_views == 0

@@ -106,4 +106,6 @@ OPTIONS = {
     "unknown augmentation": ({"tta": "mirror"}, "invalid_argument"),
     "empty augmentation": ({"tta": ""}, "invalid_argument"),
     "augmentation in upper case": ({"tta": "HFLIP"}, "invalid_argument"),
+    "unknown priority": ({"priority": "highest"}, "invalid_argument"),
+    "empty priority": ({"priority": ""}, "invalid_argument"),
 }
