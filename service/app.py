@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from typing import Any, Final
+from typing import Any
 
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,8 +18,6 @@ from service.errors import FivecropError
 from service.http_protocol import use_for_all_connections
 from service.settings import load_settings, opt_out_of_telemetry
 from service.supervisor_link import SupervisorLink
-
-_SCHEMA_PATH: Final = "/schema.json"
 
 
 class HostedService(bentoml.Service[Any]):  # type: ignore[misc]
@@ -35,17 +33,17 @@ class HostedService(bentoml.Service[Any]):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Returns the application that BentoML's worker runs."""
         use_for_all_connections()
-        return _OwnRoutesFirst(super().to_asgi(is_main=is_main))
+        return _OwnRoutes(super().to_asgi(is_main=is_main))
 
 
-class _OwnRoutesFirst:
-    """Leaves to BentoML its lifespan, which starts and stops us, and what its client reads."""
+class _OwnRoutes:
+    """Leaves to BentoML its lifespan, which starts and stops us, and no request."""
 
     def __init__(self, bentoml_app: ASGIApp) -> None:
         self._bentoml_app = bentoml_app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] == _SCHEMA_PATH:
+        if scope["type"] == "lifespan":
             await self._bentoml_app(scope, receive, send)
         else:
             await bentoml.get_current_service().worker.http_app(scope, receive, send)
@@ -83,7 +81,7 @@ class Fivecrop:
             opt_out_of_telemetry()
             from service.worker import Worker
 
-            self.worker = await Worker.start(settings)
+            self.worker = await Worker.start(settings, client_schema=_client_schema())
         except FivecropError as error:
             link.fail(str(error))
         # What start-up made lives as long as the process: the collector need not visit it again.
@@ -95,6 +93,11 @@ class Fivecrop:
     async def stop(self) -> None:
         """Returns when nothing is in flight any more."""
         await self.worker.finish()
+
+
+def _client_schema() -> dict[str, Any]:
+    schema: dict[str, Any] = Fivecrop.schema()  # type: ignore[attr-defined]
+    return schema
 
 
 def _tame_host_log() -> None:

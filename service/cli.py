@@ -143,10 +143,17 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console(file=sys.stdout, width=10_000).print(table)
 
 
+def _make_keys() -> click.Command:
+    from service.keys_command import keys
+
+    return keys
+
+
 class _Commands(CommandGroup):
     LAZY: ClassVar = {
         "serve": (_make_serve, "Serve models over HTTP and gRPC."),
         "models": (_make_models, "List the bundles of a repository."),
+        "keys": (_make_keys, "Make, list and revoke API keys."),
     }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.access import Access, AccessControl
 from service.classifier import Classifier
 from service.errors import StartError
+from service.grpc_access import GuardedServices, Rpc
 from service.grpc_answer import STATUS
 from service.grpc_health import SERVICE_NAME as HEALTH_NAME
 from service.grpc_health import Health
@@ -29,12 +32,22 @@ _IDENTITY_ONLY: Final = 1
 class GrpcServer:
     """The server of all gRPC services: start, look unready, stop."""
 
-    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
-        """Makes a server that listens to nothing yet."""
-        self._classifier = classifier
+    def __init__(
+        self,
+        classifier: Classifier,
+        metrics: Metrics,
+        settings: Settings,
+        control: AccessControl | None = None,
+    ) -> None:
+        """Makes a server that listens to nothing yet; without `control` it knows no keys."""
         self._settings = settings
-        self._servicer = ImageClassifier(classifier, metrics, settings)
         self._health = Health(lambda: classifier.is_ready, frozenset({SERVICE_NAME}))
+        services = {
+            SERVICE_NAME: ImageClassifier(classifier, metrics, settings).rpcs(),
+            HEALTH_NAME: self._health.rpcs(),
+        }
+        services[reflection.SERVICE_NAME] = _reflect([*services, reflection.SERVICE_NAME])
+        self._services = GuardedServices(services, control or AccessControl(None), metrics)
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
@@ -44,9 +57,7 @@ class GrpcServer:
             StartError: The port is taken, or the address is not this machine's.
         """
         server = grpc.aio.server(options=self._options())
-        server.add_generic_rpc_handlers((self._servicer.handler(), self._health.handler()))
-        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        server.add_generic_rpc_handlers((self._services,))
         host = self._settings.host
         address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
         try:
@@ -85,3 +96,18 @@ class GrpcServer:
             ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
         ]
+
+
+def _reflect(services: Sequence[str]) -> dict[str, Rpc]:
+    """Returns the reflection service, which describes all services to whoever may use one."""
+    servicer = reflection.aio.ReflectionServicer(services)
+    return {
+        "ServerReflectionInfo": Rpc(
+            access=Access.INFER,
+            handler=grpc.stream_stream_rpc_method_handler(
+                servicer.ServerReflectionInfo,
+                reflection_pb2.ServerReflectionRequest.FromString,
+                reflection_pb2.ServerReflectionResponse.SerializeToString,
+            ),
+        )
+    }

@@ -10,6 +10,9 @@ import grpc
 from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2
 
+from service.access import Access
+from service.grpc_access import Rpc
+
 SERVICE_NAME: Final = "grpc.health.v1.Health"
 
 Context = ServicerContext[Any, Any]
@@ -35,19 +38,22 @@ class Health:
         self._is_closed = False
         self._changed = asyncio.Event()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Returns what a server needs to answer this service."""
+    def rpcs(self) -> dict[str, Rpc]:
+        """Returns the methods of this service; probes have no keys."""
         read, write = (
             health_pb2.HealthCheckRequest.FromString,
             health_pb2.HealthCheckResponse.SerializeToString,
         )
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(self.check, read, write),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, read, write),
-            },
-        )
+        return {
+            "Check": Rpc(
+                access=Access.OPEN,
+                handler=grpc.unary_unary_rpc_method_handler(self.check, read, write),
+            ),
+            "Watch": Rpc(
+                access=Access.OPEN,
+                handler=grpc.unary_stream_rpc_method_handler(self.watch, read, write),
+            ),
+        }
 
     def set_not_serving(self) -> None:
         """Tells everybody NOT_SERVING from now on, whatever `is_serving` says."""

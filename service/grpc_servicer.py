@@ -12,8 +12,10 @@ from typing import Any, Final, Never, TypeVar
 import grpc
 from grpc.aio import ServicerContext
 
+from service.access import Access
 from service.classifier import Classification, Classifier, Options
 from service.errors import ErrorCode, RequestError
+from service.grpc_access import Rpc
 from service.grpc_answer import (
     DETAILS_KEY,
     STATUS,
@@ -53,28 +55,34 @@ class ImageClassifier:
         self._metrics = metrics
         self._settings = settings
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Returns what a server needs to answer this service."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {
-                "Classify": grpc.unary_unary_rpc_method_handler(
+    def rpcs(self) -> dict[str, Rpc]:
+        """Returns the methods of this service, and what each asks of its caller."""
+        return {
+            "Classify": Rpc(
+                access=Access.INFER,
+                handler=grpc.unary_unary_rpc_method_handler(
                     self.classify,
                     messages.ClassifyRequest.FromString,
                     messages.ClassifyResponse.SerializeToString,
                 ),
-                "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+            ),
+            "ClassifyStream": Rpc(
+                access=Access.INFER,
+                handler=grpc.stream_stream_rpc_method_handler(
                     self.classify_stream,
                     messages.ClassifyStreamRequest.FromString,
                     messages.ClassifyStreamResponse.SerializeToString,
                 ),
-                "Models": grpc.unary_unary_rpc_method_handler(
+            ),
+            "Models": Rpc(
+                access=Access.INFER,
+                handler=grpc.unary_unary_rpc_method_handler(
                     self.list_models,
                     messages.ModelsRequest.FromString,
                     messages.ModelsResponse.SerializeToString,
                 ),
-            },
-        )
+            ),
+        }
 
     async def classify(
         self, request: messages.ClassifyRequest, context: Context

@@ -108,6 +108,8 @@ def answer_problem(
         document[error_key] = error.detail
     if status in _RETRIABLE_STATUS:
         headers = (*headers, (b"retry-after", b"%d" % retry_after_s(error)))
+    if error.code is ErrorCode.UNAUTHENTICATED:
+        headers = (*headers, (b"www-authenticate", b"Bearer"))
     if error.code in CLOSING:
         headers = (*headers, (b"connection", b"close"))
     return Answer(

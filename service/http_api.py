@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from service import http_schema
+from service.access import Access, AccessControl
 from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.http_answer import STATUS, Answer, encode_json
@@ -46,16 +48,31 @@ _PAGE_HEADERS: Final = (
 )
 
 
-def build_http_app(classifier: Classifier, metrics: Metrics, settings: Settings) -> ASGIApp:
-    """Returns the ASGI application of all HTTP routes; it owns no state and needs no lifespan."""
+def build_http_app(
+    classifier: Classifier,
+    metrics: Metrics,
+    settings: Settings,
+    control: AccessControl | None = None,
+    client_schema: Mapping[str, Any] | None = None,
+) -> HttpEdge:
+    """Returns the ASGI application of all HTTP routes; it owns no state and needs no lifespan.
+
+    Args:
+        classifier: Answers.
+        metrics: Counts.
+        settings: Of the server.
+        control: Decides who may do what; without it the server knows no keys.
+        client_schema: What BentoML's own client asks for before its first request.
+    """
     api = HttpApi(classifier, metrics, settings)
     open_inference = HttpOpenInference(OpenInference(classifier, settings), metrics, settings)
-    routes = Router(
-        [*api.routes(), *open_inference.routes()],
-        redirect_slashes=False,
-        default=_refuse_unknown_path,
+    routes = [*api.routes(), *open_inference.routes()]
+    if client_schema is not None:
+        routes.append(_fixed("/schema.json", Answer(body=encode_json(client_schema))))
+    router = Router(routes, redirect_slashes=False, default=_refuse_unknown_path)
+    return HttpEdge(
+        router, metrics, control or AccessControl(None), has_access_log=settings.access_log
     )
-    return HttpEdge(routes, metrics, has_access_log=settings.access_log)
 
 
 class HttpApi:
@@ -65,22 +82,28 @@ class HttpApi:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
-        self._openapi = Answer(body=encode_json(build_openapi(settings)))
+        access = {
+            route.path: route.endpoint.access
+            for route in self.routes()
+            if isinstance(route.endpoint, Endpoint)
+        }
+        self._openapi = Answer(body=encode_json(build_openapi(settings, access)))
 
     def routes(self) -> list[Route]:
         """Returns the table of routes; those for people stay out of the OpenAPI document."""
         pages = Path(__file__).parent / "web"
         return [
-            Route("/v1/classify", Endpoint(self.classify), methods=["POST", "PUT"]),
+            Route("/v1/classify", Endpoint(self.classify, Access.INFER), methods=["POST", "PUT"]),
             *self._drop_ins(),
-            _get("/v1/models", self.list_models),
-            _get("/v1/models/{name}", self.show_model),
-            _get("/v1/models/{name}/labels", self.show_labels),
-            _get("/livez", self.tell_alive),
-            _get("/readyz", self.tell_ready),
-            _get("/metrics", self.render_metrics),
-            _get("/openapi.json", self.show_openapi),
-            _get("/", _redirect_to_docs, is_page=True),
+            _get("/v1/models", self.list_models, Access.INFER),
+            _get("/v1/models/{name}", self.show_model, Access.INFER),
+            _get("/v1/models/{name}/labels", self.show_labels, Access.INFER),
+            # Probes have no keys, and a browser sends none when it opens a page.
+            _get("/livez", self.tell_alive, Access.OPEN),
+            _get("/readyz", self.tell_ready, Access.OPEN),
+            _get("/metrics", self.render_metrics, Access.METRICS),
+            _get("/openapi.json", self.show_openapi, Access.OPEN),
+            _get("/", _redirect_to_docs, Access.OPEN, is_page=True),
             _page("/docs", pages / "docs.html", b"text/html; charset=utf-8"),
             _page("/docs.css", pages / "docs.css", b"text/css; charset=utf-8"),
             _page("/docs.js", pages / "docs.js", b"text/javascript; charset=utf-8"),
@@ -168,18 +191,24 @@ class HttpApi:
         return self._openapi
 
 
-def _get(path: str, answer: Handler, *, is_page: bool = False) -> Route:
+def _get(path: str, answer: Handler, access: Access, *, is_page: bool = False) -> Route:
     # Starlette takes an endpoint that is no function to answer every method, unless told.
-    return Route(path, Endpoint(answer), methods=["GET"], include_in_schema=not is_page)
+    return Route(path, Endpoint(answer, access), methods=["GET"], include_in_schema=not is_page)
 
 
 def _page(path: str, file: Path, media_type: bytes) -> Route:
-    answer = Answer(body=file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+    return _fixed(
+        path, Answer(body=file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+    )
+
+
+def _fixed(path: str, answer: Answer) -> Route:
+    """Returns the route of what is the same for everybody; it stays out of the OpenAPI document."""
 
     async def show(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001
         return answer
 
-    return _get(path, show, is_page=True)
+    return _get(path, show, Access.OPEN, is_page=True)
 
 
 async def _redirect_to_docs(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001

@@ -12,11 +12,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
 
+from service.access import CREDENTIAL_NAMES, Access, AccessControl
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, ErrorKey, answer_problem
 from service.http_client import ClientLeftError
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 ANSWER: Final = "fivecrop.answer"
 REQUEST_ID: Final = "fivecrop.request_id"
 _ERROR_KEY: Final = "fivecrop.error_key"
+ACCESS_CONTROL: Final = "fivecrop.access_control"
 
 # How long a refused upload is still read and thrown away, so that the client, which is busy
 # sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
@@ -41,40 +44,61 @@ Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 
 
 class Endpoint:
-    """An ASGI route around `answer(scope, receive) -> Answer`."""
+    """An ASGI route around `answer(scope, receive) -> Answer`, for those who may have it.
 
-    __slots__ = ("_answer", "_error_key")
+    The only kind of route there is: whatever else is put into the table has nothing to send with,
+    so a route that nobody declared an access for cannot answer.
+    """
 
-    def __init__(self, answer: Handler, *, error_key: ErrorKey | None = None) -> None:
+    __slots__ = ("_answer", "_error_key", "access")
+
+    def __init__(
+        self, answer: Handler, access: Access, *, error_key: ErrorKey | None = None
+    ) -> None:
         """Makes the route; clients of another server read an error's text under its own key."""
         self._answer = answer
+        self.access = access
         self._error_key = error_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Leaves the answer in the scope for the edge to send."""
+        """Leaves the answer in the scope for the edge to send.
+
+        Raises:
+            RequestError: `unauthenticated` or `forbidden`, before anything of the body is read.
+        """
         scope[_ERROR_KEY] = self._error_key
+        control: AccessControl = scope[ACCESS_CONTROL]
+        if control.needs_key(self.access):
+            control.admit(self.access, _read_credentials(scope))
         scope[ANSWER] = await self._answer(scope, receive)
 
 
 class HttpEdge:
-    """Names, measures, answers and logs each HTTP request."""
+    """Names, measures, answers and logs each HTTP request.
 
-    def __init__(self, routes: ASGIApp, metrics: Metrics, *, has_access_log: bool) -> None:
-        self._routes = routes
+    Attributes:
+        router: The routes; each is an `Endpoint`.
+    """
+
+    def __init__(
+        self, router: Router, metrics: Metrics, control: AccessControl, *, has_access_log: bool
+    ) -> None:
+        self.router = router
         self._metrics = metrics
+        self._control = control
         self._has_access_log = has_access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; other scopes (lifespan, websocket) go to the routes unchanged."""
         if scope["type"] != "http":
-            await self._routes(scope, receive, send)
+            await self.router(scope, receive, send)
             return
         started = time.perf_counter()
         # A copy, because a server around this one has its own route and application in there;
         # with an application, Starlette raises for a 405 instead of writing its own text.
-        scope = {**scope, "app": self, "route": None}
+        scope = {**scope, "app": self, "route": None, ACCESS_CONTROL: self._control}
         request_id = scope[REQUEST_ID] = take_request_id(_read_request_id(scope))
-        answer, code = await self._answer(scope, receive, send)
+        answer, code = await self._answer(scope, receive)
         self._record(scope, answer, code, time.perf_counter() - started)
         await send(answer.start_message(request_id))
         has_unread_body = code == ErrorCode.BODY_TOO_LARGE
@@ -85,11 +109,11 @@ class HttpEdge:
             await _linger(receive)
             await send({"type": "http.response.body", "body": b""})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> tuple[Answer, str]:
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[Answer, str]:
         """Returns the answer of the routes, or the one that their error maps to, and its code."""
         headers: tuple[tuple[bytes, bytes], ...] = ()
         try:
-            await self._routes(scope, receive, send)
+            await self.router(scope, receive, _send_nothing)
             return scope[ANSWER], "ok"
         except ClientLeftError:
             return _CLIENT_LEFT, "cancelled"
@@ -120,6 +144,18 @@ class HttpEdge:
                 seconds * 1000,
                 scope[REQUEST_ID],
             )
+
+
+async def _send_nothing(message: Message) -> NoReturn:
+    raise RuntimeError(f"a route leaves its answer to the edge; this one sent {message['type']}")
+
+
+def _read_credentials(scope: Scope) -> list[tuple[str, str]]:
+    return [
+        (name, str(value, "latin-1"))
+        for raw, value in scope["headers"]
+        if (name := str(raw, "latin-1")) in CREDENTIAL_NAMES
+    ]
 
 
 def _read_request_id(scope: Scope) -> str | None:

@@ -7,6 +7,7 @@ from typing import Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
+from service.access import Access
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
 from service.http_body import read_body
@@ -34,7 +35,7 @@ class HttpOpenInference:
         model = "/v2/models/{name}"
         return [
             *(
-                _route(f"{prefix}{path}", answer, method)
+                _route(f"{prefix}{path}", answer, Access.INFER, method)
                 for path, answer, method in (
                     ("/infer", self.infer, "POST"),
                     ("/ready", self.tell_model_ready, "GET"),
@@ -42,10 +43,10 @@ class HttpOpenInference:
                 )
                 for prefix in (model, f"{model}/versions/{{version}}")
             ),
-            _route("/v2/health/live", self.tell_live, "GET"),
-            _route("/v2/health/ready", self.tell_ready, "GET"),
-            _route("/v2/models", self.list_models, "GET"),
-            _route("/v2", self.show_server, "GET"),
+            _route("/v2/health/live", self.tell_live, Access.OPEN, "GET"),
+            _route("/v2/health/ready", self.tell_ready, Access.OPEN, "GET"),
+            _route("/v2/models", self.list_models, Access.INFER, "GET"),
+            _route("/v2", self.show_server, Access.INFER, "GET"),
         ]
 
     async def infer(self, scope: Scope, receive: Receive) -> Answer:
@@ -95,8 +96,8 @@ class HttpOpenInference:
         return Answer(body=encode_json({"name": model.name, "ready": True}))
 
 
-def _route(path: str, answer: Handler, method: str) -> Route:
-    return Route(path, Endpoint(answer, error_key="error"), methods=[method])
+def _route(path: str, answer: Handler, access: Access, method: str) -> Route:
+    return Route(path, Endpoint(answer, access, error_key="error"), methods=[method])
 
 
 def _name_model(scope: Scope) -> dict[str, str]:

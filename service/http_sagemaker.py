@@ -11,6 +11,7 @@ from typing import Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
+from service.access import Access
 from service.http_answer import Answer
 from service.http_edge import Endpoint, Handler
 from service.http_options import refuse_query
@@ -29,8 +30,8 @@ class SageMaker:
     def routes(self) -> list[Route]:
         """Returns the table of routes."""
         return [
-            Route("/ping", Endpoint(self._tell_ready), methods=["GET"], include_in_schema=False),
-            Route("/invocations", Endpoint(self.invoke), methods=["POST"], include_in_schema=False),
+            _route("/ping", self._tell_ready, Access.OPEN, "GET"),
+            _route("/invocations", self.invoke, Access.INFER, "POST"),
         ]
 
     async def invoke(self, scope: Scope, receive: Receive) -> Answer:
@@ -39,3 +40,7 @@ class SageMaker:
         attributes = dict(scope["headers"]).get(_ATTRIBUTES, b"")
         query = attributes.replace(b", ", b",").replace(b",", b"&")
         return await self._classify({**scope, "query_string": query}, receive)
+
+
+def _route(path: str, answer: Handler, access: Access, method: str) -> Route:
+    return Route(path, Endpoint(answer, access), methods=[method], include_in_schema=False)

@@ -13,6 +13,7 @@ from typing import Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
+from service.access import Access
 from service.classifier import Classification, Classifier, ModelDescription
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
@@ -125,5 +126,5 @@ def _invalid(detail: str) -> RequestError:
 
 
 def _route(path: str, answer: Handler, method: str) -> Route:
-    endpoint = Endpoint(answer, error_key="error")
+    endpoint = Endpoint(answer, Access.INFER, error_key="error")
     return Route(path, endpoint, methods=[method], include_in_schema=False)

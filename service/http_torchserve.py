@@ -8,6 +8,7 @@ from typing import Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
+from service.access import Access
 from service.classifier import Classifier
 from service.http_answer import Answer, encode_json
 from service.http_drop_in import DropIn, read_path_options
@@ -32,9 +33,9 @@ class TorchServe:
     def routes(self) -> list[Route]:
         """Returns the table of routes."""
         return [
-            _route("/ping", self.ping, "GET"),
-            _route("/predictions/{model}", self.predict, "POST", "PUT"),
-            _route("/predictions/{model}/{version}", self.predict, "POST", "PUT"),
+            _route("/ping", self.ping, Access.OPEN, "GET"),
+            _route("/predictions/{model}", self.predict, Access.INFER, "POST", "PUT"),
+            _route("/predictions/{model}/{version}", self.predict, Access.INFER, "POST", "PUT"),
         ]
 
     async def ping(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
@@ -64,6 +65,6 @@ def _take_image(content_type: bytes, body: bytes, max_images: int) -> list[bytes
     return [body]
 
 
-def _route(path: str, answer: Handler, *methods: str) -> Route:
-    endpoint = Endpoint(answer, error_key="message")
+def _route(path: str, answer: Handler, access: Access, *methods: str) -> Route:
+    endpoint = Endpoint(answer, access, error_key="message")
     return Route(path, endpoint, methods=methods, include_in_schema=False)

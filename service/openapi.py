@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter
 
 from service import http_schema
+from service.access import Access
 from service.bundle.manifest import TtaPolicy
 from service.errors import ErrorCode
 from service.http_answer import STATUS
@@ -36,6 +37,7 @@ _SCHEMAS: Final = (
     http_schema.Ready,
 )
 
+_KEY_CODES: Final = (ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN)
 _PROBE_CODES: Final = (ErrorCode.NOT_READY, ErrorCode.DRAINING)
 # What only the routes of later versions, or routing itself, answer.
 _NOT_OF_CLASSIFY: Final = frozenset(
@@ -50,9 +52,14 @@ _NOT_OF_CLASSIFY: Final = frozenset(
 _MODEL_CODES: Final = (ErrorCode.INVALID_ARGUMENT, ErrorCode.MODEL_NOT_FOUND)
 
 
-def build_openapi(settings: Settings) -> Document:
-    """Returns the document, with the limits of this server in its descriptions."""
-    return {
+def build_openapi(settings: Settings, access: Mapping[str, Access]) -> Document:
+    """Returns the document, with the limits of this server in its descriptions.
+
+    Args:
+        settings: Of the server.
+        access: What each path asks of its caller.
+    """
+    document: Document = {
         "openapi": "3.1.0",
         "info": {"title": "fivecrop", "version": _API_VERSION, "description": _ABOUT},
         # Relative to this document, so that it holds behind any proxy or prefix.
@@ -65,6 +72,22 @@ def build_openapi(settings: Settings) -> Document:
         "paths": _paths(settings),
         "components": {"schemas": _schemas()},
     }
+    if settings.api_keys is not None:
+        _lock(document, access)
+    return document
+
+
+def _lock(document: Document, access: Mapping[str, Access]) -> None:
+    """Adds the keys to the operations that ask for one."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, item in document["paths"].items():
+        if access[path] is not Access.OPEN:
+            for operation in item.values():
+                operation["security"] = [{"bearer": []}, {"apiKey": []}]
+                operation["responses"] |= _problems(_KEY_CODES)
 
 
 def _schemas() -> Document:

@@ -48,6 +48,12 @@ class Settings(BaseSettings):
         description="Worker processes. One is best on a CPU; on GPUs use at least one a device.",
     )
 
+    api_keys: Path | None = Field(
+        None,
+        description="File of API key hashes, made by `fivecrop keys`; with one, everything but "
+        "health and the documentation needs a key. Without one, nobody may administer.",
+    )
+
     model_repository: Path = Field(
         Path("exported_models"), description="Folder of bundles: NAME/VERSION/bundle.json."
     )

@@ -9,10 +9,12 @@ an event: a line from a worker, the end of a process, a signal.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import logging
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -53,9 +55,19 @@ def run_server(settings: Settings, announce: Callable[[str], None]) -> bool:
         ) as ports,
         _scratch_folder(settings.metrics_folder) as scratch,
     ):
+        _warn_if_open(settings, ports.http)
         shared = scratch if settings.workers > 1 else None
         settings = settings.model_copy(update={"metrics_folder": shared})
         return asyncio.run(_Supervisor(settings, ports, scratch, announce).run())
+
+
+def _warn_if_open(settings: Settings, http: socket.socket) -> None:
+    address = ipaddress.ip_address(http.getsockname()[0])
+    if settings.api_keys is None and not address.is_loopback:
+        logger.warning(
+            "listening on %s without API keys: whoever reaches it may use it (see `fivecrop keys`)",
+            address,
+        )
 
 
 class _Supervisor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
 import bentoml
 from starlette.types import ASGIApp
 
+from service.access import AccessControl
+from service.api_keys import KeyFile
 from service.classifier import Classifier, Options
 from service.devices import choose_gpu, count_gpus
 from service.drain import Drain, close_after_answer
@@ -42,18 +45,23 @@ class Worker:
         self._drain = Drain(classifier, grpc_server, settings, self._close_connections)
 
     @classmethod
-    async def start(cls, settings: Settings) -> Self:
+    async def start(cls, settings: Settings, client_schema: Mapping[str, Any]) -> Self:
         """Returns a worker that answers: models proved, gRPC listening, signals in hand.
 
+        Args:
+            settings: Of the server.
+            client_schema: What BentoML's own client asks for before its first request.
+
         Raises:
-            StartError: A model cannot be served, or gRPC cannot listen.
+            StartError: A file of settings or a model is damaged, or gRPC cannot listen.
         """
         configure_log(settings.log_level)
+        control = AccessControl(None if settings.api_keys is None else KeyFile(settings.api_keys))
         metrics = _build_metrics(settings)
         device = choose_gpu(bentoml.server_context.worker_index or 1, count_gpus())
         classifier = await asyncio.to_thread(Classifier.build, settings, metrics, device=device)
-        http_app = build_http_app(classifier, metrics, settings)
-        grpc_server = GrpcServer(classifier, metrics, settings)
+        http_app = build_http_app(classifier, metrics, settings, control, client_schema)
+        grpc_server = GrpcServer(classifier, metrics, settings, control)
         await grpc_server.start()
         worker = cls(settings, classifier, http_app, grpc_server)
         worker._drain.install()

@@ -107,3 +107,17 @@ def test_the_block_for_triton_clients_prints_what_is_shown(readme, bundled):
     assert [name for _, name in told] == [name for _, name in expected]
     scores, expected_scores = ([float(score) for score, _ in one] for one in (told, expected))
     assert scores == pytest.approx(expected_scores, abs=1e-3)
+
+
+def test_the_lines_about_keys_lock_the_server(readme, start_server, tmp_path):
+    make_key, serve, ask = re.search(r"^(KEY=.*)\n(.* serve .*)\n(curl .*)$", readme, re.M).groups()
+    keys = tmp_path / "keys.json"
+    make_key = make_key.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    script = make_key.replace("keys.json", str(keys)) + " && echo $KEY"
+    key = subprocess.run(["bash", "-c", script], capture_output=True, check=True, text=True).stdout
+    assert serve.endswith("--api-keys keys.json")
+    server = start_server(ROOT / "exported_models", api_keys=keys).wait_ready()
+    for given, code in ((key.strip(), None), ("fc_0_wrong", "unauthenticated")):
+        curl = shlex.split(on_ports(ask.replace("$KEY", given), server))
+        shown = subprocess.run([*curl, "-s"], cwd=ROOT, capture_output=True, check=True).stdout
+        assert json.loads(shown).get("code") == code

@@ -174,8 +174,8 @@ def serving_http():
 
 
 @contextlib.asynccontextmanager
-async def _serving_grpc(classifier, metrics, settings, **options):
-    server = GrpcServer(classifier, metrics, settings)
+async def _serving_grpc(classifier, metrics, settings, control=None, **options):
+    server = GrpcServer(classifier, metrics, settings, control)
     port = await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", **options)
     try:

@@ -206,3 +206,20 @@ def test_environment_of_bentoml_containers_does_not_switch_restarts_off(run, tmp
         when(lambda: (tmp_path / "again").exists(), stop)
 
     assert run("starts == 2 and (folder / 'again').touch(); " + SERVE, then=then)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"),
+    [
+        ("127.0.0.1", None, False),
+        ("127.0.0.2", None, False),
+        ("0.0.0.0", None, True),
+        ("0.0.0.0", "keys.json", False),
+    ],
+)
+def test_an_open_address_without_keys_is_warned_of_in_one_line(host, keys, is_warned, caplog):
+    with socket.socket() as bound:
+        bound.bind((host, 0))
+        supervisor._warn_if_open(Settings(host=host, api_keys=keys), bound)
+    assert len(caplog.records) == is_warned
+    assert not is_warned or "0.0.0.0 without API keys" in caplog.text
