@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from service.batcher import Batcher
 from service.bundle.decode import Limits
@@ -26,6 +26,9 @@ from service.priority import Priority
 from service.schedule import Job, Outcome
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 __all__ = ["Classification", "Classifier", "ModelDescription", "Options", "Timings"]
 
 # gRPC clients without a deadline send an infinite one.
@@ -36,13 +39,20 @@ class Classifier:
     """Answers requests with the live models, through one batcher."""
 
     def __init__(
-        self, *, models: Models, batcher: Batcher, settings: Settings, metrics: Metrics
+        self,
+        *,
+        models: Models,
+        batcher: Batcher,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
         """Makes a classifier that is ready: its models have proved themselves."""
         self._models = models
         self._batcher = batcher
         self._settings = settings
         self._metrics = metrics
+        self._tracing = tracing
         self._limits = Limits(
             max_pixels=settings.max_image_pixels,
             max_side=settings.max_image_side,
@@ -52,7 +62,14 @@ class Classifier:
         self._is_draining = False
 
     @classmethod
-    def build(cls, settings: Settings, metrics: Metrics, *, device: int = 0) -> Classifier:
+    def build(
+        cls,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        device: int = 0,
+        tracing: Tracing | None = None,
+    ) -> Classifier:
         """Returns a classifier over the models that the settings name, proved on this machine.
 
         Raises:
@@ -60,7 +77,9 @@ class Classifier:
         """
         models = load_models(settings, metrics, device=device)
         batcher = make_batcher(models, settings, metrics)
-        return cls(models=models, batcher=batcher, settings=settings, metrics=metrics)
+        return cls(
+            models=models, batcher=batcher, settings=settings, metrics=metrics, tracing=tracing
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -120,7 +139,11 @@ class Classifier:
             raise
         finally:
             timer.cancel()
-        return self._conclude(model, outcome, options.top_k, level, start)
+        resumed_at = time.monotonic()
+        result = self._conclude(model, outcome, options.top_k, level, start)
+        if self._tracing is not None:
+            self._trace(self._tracing, job, result, resumed_at)
+        return result
 
     async def classify_many(
         self, images: Sequence[bytes], options: Options
@@ -193,10 +216,11 @@ class Classifier:
         label_set = None if level is None else model.decider.label_set(probabilities, level)
         end = time.monotonic()
         metrics = self._metrics
-        metrics.observe_stage("decode", outcome.decode_s)
-        metrics.observe_stage("queue", outcome.queue_s)
-        metrics.observe_stage("infer", outcome.infer_s)
-        metrics.observe_stage("postprocess", end - ran)
+        trace_id = None if self._tracing is None else self._tracing.current_trace_id()
+        metrics.observe_stage("decode", outcome.decode_s, trace_id)
+        metrics.observe_stage("queue", outcome.queue_s, trace_id)
+        metrics.observe_stage("infer", outcome.infer_s, trace_id)
+        metrics.observe_stage("postprocess", end - ran, trace_id)
         metrics.observe_prediction(model.name, model.version, best.label, best.score)
         if verdict.abstained:
             metrics.count_abstained(model.name, model.version)
@@ -219,6 +243,28 @@ class Classifier:
                 infer_s=outcome.infer_s,
                 total_s=end - start,
             ),
+        )
+
+    def _trace(self, tracing: Tracing, job: Job, result: Classification, resumed_at: float) -> None:
+        """Adds the spans of an image that was answered."""
+        timings = result.timings
+        decoding_at = job.ready_at - job.decode_s
+        ran_at = job.admitted_at + job.decode_s + timings.queue_s
+        stages = (
+            ("queue", job.admitted_at, decoding_at),
+            ("decode", decoding_at, job.ready_at),
+            ("queue", job.ready_at, ran_at),
+            ("infer", ran_at, ran_at + timings.infer_s),
+            ("postprocess", resumed_at, time.monotonic()),
+        )
+        tracing.record_image(
+            stages,
+            {
+                "fivecrop.model": result.model,
+                "fivecrop.version": result.version,
+                "fivecrop.views": result.views,
+                "fivecrop.batch_views": result.batch_views,
+            },
         )
 
     def _describe(self, model: Model) -> ModelDescription:

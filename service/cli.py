@@ -74,7 +74,7 @@ def _serve(**options: object) -> None:
 
     given = {name: value for name, value in options.items() if value is not None}
     settings = load_settings(**given)
-    configure_log(settings.log_level)
+    configure_log(settings.log_level, settings.log_format)
     has_ended_well = run_server(settings, announce=lambda line: click.echo(line, err=True))
     if not has_ended_well:
         click.get_current_context().exit(1)

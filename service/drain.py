@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -49,8 +48,6 @@ class Drain:
 
     def install(self) -> None:
         """Puts itself before the signal handlers of the host, which stop accepting at once."""
-        if threading.current_thread() is not threading.main_thread():
-            return  # a host inside a test; signals are not its own to take
         handler = signal.getsignal(signal.SIGTERM)
         self._stop_host = handler if callable(handler) else None
         loop = asyncio.get_running_loop()

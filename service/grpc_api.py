@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -18,6 +18,9 @@ from service.grpc_health import Health
 from service.grpc_servicer import SERVICE_NAME, ImageClassifier
 from service.metrics import Metrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 __all__ = ["SERVICE_NAME", "STATUS", "GrpcServer"]
 
@@ -38,12 +41,13 @@ class GrpcServer:
         metrics: Metrics,
         settings: Settings,
         control: AccessControl | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Makes a server that listens to nothing yet; without `control` it knows no keys."""
         self._settings = settings
         self._health = Health(lambda: classifier.is_ready, frozenset({SERVICE_NAME}))
         services = {
-            SERVICE_NAME: ImageClassifier(classifier, metrics, settings).rpcs(),
+            SERVICE_NAME: ImageClassifier(classifier, metrics, settings, tracing).rpcs(),
             HEALTH_NAME: self._health.rpcs(),
         }
         services[reflection.SERVICE_NAME] = _reflect([*services, reflection.SERVICE_NAME])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Never, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 import grpc
 from grpc.aio import ServicerContext
 
 from service.access import Access
+from service.access_log import log_access
 from service.classifier import Classification, Classifier, Options
 from service.errors import ErrorCode, RequestError
 from service.grpc_access import Rpc
@@ -30,9 +31,15 @@ from service.request_id import HEADER, take_request_id
 from service.settings import Settings
 from service.url_guard import refuse_url
 
+if TYPE_CHECKING:
+    from service.tracing import RequestTrace, Tracing
+
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME: Final = "fivecrop.v1.ImageClassifier"
+_SERVER_FAULTS: Final = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
 
 Context = ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -45,15 +52,31 @@ class _Call:
     route: str
     request_id: str
     timeout_ms: float | None
+    metadata: Sequence[tuple[str, str | bytes]]
+
+    def trace_headers(self) -> dict[str, str]:
+        """Returns what the client says of its trace."""
+        return {
+            name: value
+            for name, value in self.metadata
+            if name in ("traceparent", "tracestate") and isinstance(value, str)
+        }
 
 
 class ImageClassifier:
     """The servicer: each method is one call of the classifier."""
 
-    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        metrics: Metrics,
+        settings: Settings,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        self._tracing = tracing
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns the methods of this service, and what each asks of its caller."""
@@ -160,9 +183,17 @@ class ImageClassifier:
         return [encode_model(model) for model in self._classifier.describe_models()]
 
     async def _measure(self, call: _Call, work: Awaitable[T]) -> T:
+        """Returns what `work` does; counts and traces it."""
+        if self._tracing is None:
+            return await self._account(call, work, None)
+        with self._tracing.serve(call.trace_headers()) as told:
+            return await self._account(call, work, told)
+
+    async def _account(self, call: _Call, work: Awaitable[T], told: RequestTrace | None) -> T:
         """Returns what `work` does; counts it; turns what nobody foresaw into `internal`."""
         started = time.perf_counter()
         code = "cancelled"
+        result: T | None = None
         try:
             with self._metrics.track_inflight("grpc"):
                 result = await work
@@ -179,23 +210,64 @@ class ImageClassifier:
         else:
             return result
         finally:
-            seconds = time.perf_counter() - started
-            self._metrics.observe_request(
-                transport="grpc", route=call.route, code=code, seconds=seconds
+            self._record(call, code, time.perf_counter() - started, result, told)
+
+    def _record(
+        self, call: _Call, code: str, seconds: float, result: object, told: RequestTrace | None
+    ) -> None:
+        trace_id = None
+        if told is not None:
+            _tell_trace(told, call, code)
+            trace_id = told.trace_id
+        self._metrics.observe_request(
+            transport="grpc", route=call.route, code=code, seconds=seconds, trace_id=trace_id
+        )
+        if self._settings.access_log:
+            log_access(
+                transport="grpc",
+                route=call.route,
+                status=_find_status(code).name,
+                code=code,
+                seconds=seconds,
+                request_id=call.request_id,
+                results=(result,) if isinstance(result, Classification) else (),
+                trace_id=trace_id,
             )
-            if self._settings.access_log:
-                logger.info("%s %s %.1f ms %s", call.route, code, seconds * 1000, call.request_id)
+
+
+def _tell_trace(told: RequestTrace, call: _Call, code: str) -> None:
+    """Names and describes the span by OpenTelemetry's conventions for gRPC servers."""
+    service, method = call.route[1:].split("/")
+    told.name = call.route[1:]
+    status = _find_status(code)
+    told.is_failed = status in _SERVER_FAULTS
+    told.attributes |= {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "rpc.grpc.status_code": status.value[0],
+        "fivecrop.code": code,
+        "fivecrop.request_id": call.request_id,
+    }
+
+
+def _find_status(code: str) -> grpc.StatusCode:
+    if code in ("ok", "cancelled"):
+        return grpc.StatusCode[code.upper()]
+    return STATUS[ErrorCode(code)]
 
 
 def _open(context: Context, method: str) -> _Call:
     """Returns the call, having promised its id to the client."""
-    offered = next((v for k, v in context.invocation_metadata() or () if k == HEADER), None)
+    metadata = tuple(context.invocation_metadata() or ())
+    offered = next((v for k, v in metadata if k == HEADER), None)
     request_id = take_request_id(offered if isinstance(offered, str) else None)
     context.set_trailing_metadata(((HEADER, request_id),))
     return _Call(
         route=f"/{SERVICE_NAME}/{method}",
         request_id=request_id,
         timeout_ms=_time_left_ms(context),
+        metadata=metadata,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal
@@ -11,6 +12,7 @@ from typing import Final, Literal
 from starlette.types import Message
 
 from service import http_schema
+from service.access_log import Result
 from service.errors import ErrorCode, RequestError
 
 STATUS: Final[dict[ErrorCode, int]] = {
@@ -56,12 +58,16 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One whole response; every body of this service is small and in memory."""
+    """One whole response; every body of this service is small and in memory.
+
+    `results` is what became of the request's images, for the access log.
+    """
 
     body: bytes
     media_type: bytes = b"application/json"
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    results: Sequence[Result] = ()
 
     def start_message(self, request_id: str) -> Message:
         """Returns the ASGI message that opens the response."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
@@ -35,6 +35,9 @@ from service.open_inference import OpenInference
 from service.openapi import build_openapi
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 __all__ = ["STATUS", "build_http_app"]
 
 # The pages run nothing but their own script and reach nothing but this service.
@@ -54,6 +57,7 @@ def build_http_app(
     settings: Settings,
     control: AccessControl | None = None,
     client_schema: Mapping[str, Any] | None = None,
+    tracing: Tracing | None = None,
 ) -> HttpEdge:
     """Returns the ASGI application of all HTTP routes; it owns no state and needs no lifespan.
 
@@ -63,6 +67,7 @@ def build_http_app(
         settings: Of the server.
         control: Decides who may do what; without it the server knows no keys.
         client_schema: What BentoML's own client asks for before its first request.
+        tracing: Makes spans; None makes none.
     """
     api = HttpApi(classifier, metrics, settings)
     open_inference = HttpOpenInference(OpenInference(classifier, settings), metrics, settings)
@@ -71,7 +76,11 @@ def build_http_app(
         routes.append(_fixed("/schema.json", Answer(body=encode_json(client_schema))))
     router = Router(routes, redirect_slashes=False, default=_refuse_unknown_path)
     return HttpEdge(
-        router, metrics, control or AccessControl(None), has_access_log=settings.access_log
+        router,
+        metrics,
+        control or AccessControl(None),
+        has_access_log=settings.access_log,
+        tracing=tracing,
     )
 
 
@@ -182,8 +191,9 @@ class HttpApi:
         return Answer(body=encode_json(document))
 
     async def render_metrics(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
-        """Answers with the metrics of all workers, in Prometheus' text format."""
-        body, media_type = self._metrics.render()
+        """Answers with the metrics of all workers, in the format that the scraper prefers."""
+        accept = dict(scope["headers"]).get(b"accept", b"")
+        body, media_type = self._metrics.render(accept.decode("latin-1"))
         return Answer(body=body, media_type=media_type.encode("ascii"))
 
     async def show_openapi(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
 
 from starlette.types import Receive, Scope
 
@@ -22,8 +21,6 @@ from service.settings import Settings
 
 # Takes the encoded images out of a body, given its Content-Type and the most there may be.
 TakeImages = Callable[[bytes, bytes, int], list[bytes]]
-
-EVERY_CLASS: Final = 1_000_000_000
 
 
 class DropIn:
@@ -65,7 +62,7 @@ class DropIn:
         return answers
 
 
-def read_path_options(scope: Scope, *, top_k: int = 5) -> Options:
+def read_path_options(scope: Scope) -> Options:
     """Returns the options of a route `.../{model}` or `.../{model}/.../{version}`.
 
     Raises:
@@ -73,7 +70,7 @@ def read_path_options(scope: Scope, *, top_k: int = 5) -> Options:
     """
     refuse_query(scope["query_string"])
     given = read_options(b"", dict(scope["headers"]))
-    return replace(given, model=read_reference(scope["path_params"]), top_k=top_k)
+    return replace(given, model=read_reference(scope["path_params"]))
 
 
 def read_reference(path: Mapping[str, str]) -> str:

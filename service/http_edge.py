@@ -12,18 +12,23 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, NoReturn
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
 from service.access import CREDENTIAL_NAMES, Access, AccessControl
+from service.access_log import log_access
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, ErrorKey, answer_problem
 from service.http_client import ClientLeftError
 from service.metrics import Metrics
 from service.request_id import take_request_id
+
+if TYPE_CHECKING:
+    from service.tracing import RequestTrace, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +86,19 @@ class HttpEdge:
     """
 
     def __init__(
-        self, router: Router, metrics: Metrics, control: AccessControl, *, has_access_log: bool
+        self,
+        router: Router,
+        metrics: Metrics,
+        control: AccessControl,
+        *,
+        has_access_log: bool,
+        tracing: Tracing | None = None,
     ) -> None:
         self.router = router
         self._metrics = metrics
         self._control = control
         self._has_access_log = has_access_log
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; other scopes (lifespan, websocket) go to the routes unchanged."""
@@ -98,8 +110,16 @@ class HttpEdge:
         # with an application, Starlette raises for a 405 instead of writing its own text.
         scope = {**scope, "app": self, "route": None, ACCESS_CONTROL: self._control}
         request_id = scope[REQUEST_ID] = take_request_id(_read_request_id(scope))
-        answer, code = await self._answer(scope, receive)
-        self._record(scope, answer, code, time.perf_counter() - started)
+        trace_id = None
+        # A GET here is a probe, a scrape or somebody looking around.
+        if self._tracing is None or scope["method"] == "GET":
+            answer, code = await self._answer(scope, receive)
+        else:
+            with self._tracing.serve(_read_trace_headers(scope)) as told:
+                answer, code = await self._answer(scope, receive)
+                _tell_trace(told, scope, answer, code)
+            trace_id = told.trace_id
+        self._record(scope, answer, code, time.perf_counter() - started, trace_id)
         await send(answer.start_message(request_id))
         has_unread_body = code == ErrorCode.BODY_TOO_LARGE
         await send(
@@ -130,19 +150,23 @@ class HttpEdge:
         answer = answer_problem(error, scope[REQUEST_ID], headers, error_key)
         return answer, error.code.value
 
-    def _record(self, scope: Scope, answer: Answer, code: str, seconds: float) -> None:
-        # The template, or one constant: a label per unknown path would never end.
-        route: str = getattr(scope["route"], "path", "unmatched")
-        self._metrics.observe_request(transport="http", route=route, code=code, seconds=seconds)
+    def _record(
+        self, scope: Scope, answer: Answer, code: str, seconds: float, trace_id: str | None
+    ) -> None:
+        route = _read_route(scope)
+        self._metrics.observe_request(
+            transport="http", route=route, code=code, seconds=seconds, trace_id=trace_id
+        )
         if self._has_access_log:
-            logger.info(
-                "%s %s %d %s %.1f ms %s",
-                scope["method"],
-                route,
-                answer.status,
-                code,
-                seconds * 1000,
-                scope[REQUEST_ID],
+            log_access(
+                transport="http",
+                route=f"{scope['method']} {route}",
+                status=answer.status,
+                code=code,
+                seconds=seconds,
+                request_id=scope[REQUEST_ID],
+                results=answer.results,
+                trace_id=trace_id,
             )
 
 
@@ -156,6 +180,34 @@ def _read_credentials(scope: Scope) -> list[tuple[str, str]]:
         for raw, value in scope["headers"]
         if (name := str(raw, "latin-1")) in CREDENTIAL_NAMES
     ]
+
+
+def _read_route(scope: Scope) -> str:
+    """Returns the template, or one constant: a label per unknown path would never end."""
+    route: str = getattr(scope["route"], "path", "unmatched")
+    return route
+
+
+def _read_trace_headers(scope: Scope) -> dict[str, str]:
+    return {
+        name.decode("ascii"): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }
+
+
+def _tell_trace(told: RequestTrace, scope: Scope, answer: Answer, code: str) -> None:
+    """Names and describes the span by OpenTelemetry's conventions for HTTP servers."""
+    route = _read_route(scope)
+    told.name = f"{scope['method']} {route}"
+    told.is_failed = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    told.attributes |= {
+        "http.request.method": scope["method"],
+        "http.route": route,
+        "http.response.status_code": answer.status,
+        "fivecrop.code": code,
+        "fivecrop.request_id": scope[REQUEST_ID],
+    }
 
 
 def _read_request_id(scope: Scope) -> str | None:

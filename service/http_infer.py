@@ -88,11 +88,12 @@ def answer_infer(response: InferResponse) -> Answer:
         document["id"] = response.id
     head = encode_json(document)
     if not blobs:
-        return Answer(body=head)
+        return Answer(body=head, results=response.results)
     return Answer(
         body=b"".join((head, *blobs)),
         media_type=b"application/octet-stream",
         headers=((HEADER_LENGTH, b"%d" % len(head)),),
+        results=response.results,
     )
 
 

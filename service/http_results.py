@@ -36,7 +36,8 @@ def answer_labels(model: ModelDescription) -> Answer:
 def answer_single(result: Classification, request_id: str) -> Answer:
     """Returns the answer for one image."""
     document: http_schema.Single = {"request_id": request_id, **_tell(result)}
-    return Answer(body=encode_json(document), headers=(_server_timing(result.timings),))
+    headers = (_server_timing(result.timings),)
+    return Answer(body=encode_json(document), headers=headers, results=(result,))
 
 
 def answer_several(results: list[Classification | RequestError], request_id: str) -> Answer:
@@ -49,7 +50,7 @@ def answer_several(results: list[Classification | RequestError], request_id: str
     timings = [result.timings for result in results if not isinstance(result, RequestError)]
     slowest = max(timings, key=lambda one: one.total_s, default=None)
     headers = (_server_timing(slowest),) if slowest else ()
-    return Answer(body=encode_json(document), headers=headers)
+    return Answer(body=encode_json(document), headers=headers, results=results)
 
 
 def _describe(model: ModelDescription) -> http_schema.Model:

@@ -18,7 +18,7 @@ from service.classifier import Classification, Classifier, ModelDescription
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
 from service.http_body import decode_base64
-from service.http_drop_in import EVERY_CLASS, DropIn, read_path_options, read_reference
+from service.http_drop_in import DropIn, read_path_options, read_reference
 from service.http_edge import Endpoint, Handler
 from service.http_json import parse_json
 from service.http_multipart import wrong_count
@@ -69,9 +69,10 @@ class TfServing:
 
     async def predict(self, scope: Scope, receive: Receive) -> Answer:
         """Answers with the class and every probability of each image."""
-        options = read_path_options(scope, top_k=EVERY_CLASS)
+        options = read_path_options(scope)
         answers = await self._images.classify(scope, receive, options, _take_images)
-        return Answer(body=encode_json({"predictions": [_tell(answer) for answer in answers]}))
+        document = {"predictions": [_tell(answer) for answer in answers]}
+        return Answer(body=encode_json(document), results=answers)
 
 
 def _tell_state(model: ModelDescription) -> dict[str, object]:
@@ -85,11 +86,10 @@ def _tell_state(model: ModelDescription) -> dict[str, object]:
 def _tell(answer: Classification) -> dict[str, object]:
     """Returns the outputs as TensorFlow's classifiers name them, and the label."""
     best = answer.predictions[0]
-    by_index = sorted(answer.predictions, key=lambda one: one.index)
     return {
         "classes": best.index,
         "label": best.label,
-        "probabilities": [one.score for one in by_index],
+        "probabilities": answer.probabilities.tolist(),
     }
 
 

@@ -55,7 +55,7 @@ class TorchServe:
         for one in answer.predictions:
             # Labels may repeat (ImageNet has two cranes); of each the better score stays.
             scores.setdefault(one.label, one.score)
-        return Answer(body=encode_json(scores))
+        return Answer(body=encode_json(scores), results=(answer,))
 
 
 def _take_image(content_type: bytes, body: bytes, max_images: int) -> list[bytes]:  # noqa: ARG001

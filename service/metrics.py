@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -13,17 +13,22 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+
+from service.exemplars import Exemplars
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _OTHER = "other"
+_OPENMETRICS = "application/openmetrics-text"
 
 # Before the queue: it is full, or the model's share of it, the answer would come too late, the
 # server stops. In it: a more deserving job took the place, the deadline passed, nobody waits.
@@ -54,6 +59,7 @@ class Metrics:
         self._collectors = tuple(collectors)
         self._max_labels = max_labels
         self._labels: set[tuple[str, str, str]] = set()
+        self._exemplars = Exemplars()
         # A series a counter that says when it was made; nobody asks for it.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
@@ -148,18 +154,34 @@ class Metrics:
         self._predictions_of = cache(self._predictions.labels)
         self._top1_score_of = cache(self._top1_score.labels)
 
-    def observe_request(self, *, transport: str, route: str, code: str, seconds: float) -> None:
+    def observe_request(
+        self,
+        *,
+        transport: str,
+        route: str,
+        code: str,
+        seconds: float,
+        trace_id: str | None = None,
+    ) -> None:
         """Counts an answered request; `route` is a template, `code` an error code or `ok`."""
         self._requests_of(transport, route, code).inc()
         self._request_seconds_of(transport, route).observe(seconds)
+        if trace_id is not None:
+            labels = {"transport": transport, "route": route}
+            self._exemplars.note("fivecrop_request_seconds", labels, _SECONDS, seconds, trace_id)
 
     def track_inflight(self, transport: str) -> AbstractContextManager[None]:
         """Counts a request as being answered while the body runs."""
         return self._inflight_of(transport).track_inprogress()
 
-    def observe_stage(self, stage: str, seconds: float) -> None:
+    def observe_stage(self, stage: str, seconds: float, trace_id: str | None = None) -> None:
         """Records the time of one image in decode, queue, infer or postprocess."""
         self._stage_seconds_of(stage).observe(seconds)
+        if trace_id is not None:
+            labels = {"stage": stage}
+            self._exemplars.note(
+                "fivecrop_stage_seconds", labels, _STAGE_SECONDS, seconds, trace_id
+            )
 
     def observe_batch(self, model: str, views: int) -> None:
         """Records the size of a batch that is about to run."""
@@ -198,8 +220,13 @@ class Metrics:
         """Counts a bundle that did not prove itself."""
         self._model_load_failures.labels(model).inc()
 
-    def render(self) -> tuple[bytes, str]:
-        """Returns the text for a scrape, of all workers when they share a folder, and its type."""
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Returns the text for a scrape, of all workers when they share a folder, and its type.
+
+        Args:
+            accept: The `Accept` header. A scraper that takes OpenMetrics gets that, with
+                exemplars; Prometheus does when it is set to store them.
+        """
         registry = CollectorRegistry()
         for collector in self._collectors:
             registry.register(collector)
@@ -207,4 +234,18 @@ class Metrics:
             registry.register(self._registry)
         else:
             MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
+        if _OPENMETRICS in accept:
+            families = _Families(self._exemplars.attach(registry.collect()))
+            text = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Families(Collector):
+    """Metrics as they were collected once."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -104,6 +104,7 @@ class OpenInference:
             version=results[0].version,
             id=request.id,
             outputs=(_make_output(output, results),),
+            results=results,
         )
 
     async def _classify(self, images: list[bytes], options: Options) -> list[Classification]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.classifier import Classification
 from service.priority import Priority
 
 # Row-major little-endian bytes, or the elements themselves: flat, or nested as the shape says.
@@ -89,12 +90,13 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferResponse:
-    """The answer to an `InferRequest`."""
+    """The answer to an `InferRequest`; `results` is what became of its images."""
 
     model: str
     version: int
     id: str
     outputs: tuple[OutputTensor, ...]
+    results: Sequence[Classification] = ()
 
 
 def pack_elements(elements: Sequence[bytes]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -171,7 +171,25 @@ class Settings(BaseSettings):
         pattern="^(debug|info|warning|error)$",
         description="debug, info, warning or error.",
     )
-    access_log: bool = Field(False, description="Log a line for each request.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, json (an object a line) for log collectors."
+    )
+    access_log: bool = Field(
+        False,
+        description="Log a line for each request: its id, model, version, code and timings.",
+    )
+    traces_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Collector that OpenTelemetry traces are sent to (OTLP over HTTP, usually "
+        "http://HOST:4318); needs the extra `traces`.",
+    )
+    traces_sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the traces begun here that is kept; a client's decision is followed.",
+    )
     metric_labels: int = Field(
         200,
         ge=0,

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.errors import StartError
+from service.log import toggle_debug
 from service.ports import Ports
 from service.settings import Settings
 from service.worker_process import WorkerProcess, describe_exit
@@ -88,6 +89,7 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._toggle_debug)
         slots = [
             asyncio.create_task(self._keep_worker(index))
             for index in range(1, self._settings.workers + 1)
@@ -163,6 +165,12 @@ class _Supervisor:
             worker.send(number if index in self._serving else signal.SIGKILL)
         limit_s = self._settings.drain_s + self._settings.shutdown_grace_s + _STOP_MARGIN_S
         asyncio.get_running_loop().call_later(limit_s, self._kill_workers)
+
+    def _toggle_debug(self) -> None:
+        """Changes the log level here and in the workers; the signal would end one that starts."""
+        toggle_debug(self._settings.log_level)
+        for index in self._serving:
+            self._workers[index].send(signal.SIGUSR1)
 
     def _kill_workers(self) -> None:
         for worker in self._workers.values():

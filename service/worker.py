@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import threading
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import bentoml
 from starlette.types import ASGIApp
@@ -16,16 +18,20 @@ from service.api_keys import KeyFile
 from service.classifier import Classifier, Options
 from service.devices import choose_gpu, count_gpus
 from service.drain import Drain, close_after_answer
+from service.errors import StartError
 from service.gpu import GpuCollector
 from service.grpc_api import GrpcServer
 from service.http_api import build_http_app
 from service.http_results import answer_single
 from service.live_workers import WorkersCollector, list_live_workers
-from service.log import configure_log
+from service.log import configure_log, toggle_debug
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
 from service.request_id import take_request_id
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 
 class Worker:
@@ -36,11 +42,18 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, classifier: Classifier, http_app: ASGIApp, grpc_server: GrpcServer
+        self,
+        settings: Settings,
+        classifier: Classifier,
+        http_app: ASGIApp,
+        grpc_server: GrpcServer,
+        tracing: Tracing | None,
     ) -> None:
         """Takes the parts; `start` makes them."""
         self.http_app = http_app
         self._classifier = classifier
+        self._tracing = tracing
+        self._log_level = settings.log_level
         self._drain_s = settings.drain_s
         self._drain = Drain(classifier, grpc_server, settings, self._close_connections)
 
@@ -55,16 +68,19 @@ class Worker:
         Raises:
             StartError: A file of settings or a model is damaged, or gRPC cannot listen.
         """
-        configure_log(settings.log_level)
+        configure_log(settings.log_level, settings.log_format)
         control = AccessControl(None if settings.api_keys is None else KeyFile(settings.api_keys))
         metrics = _build_metrics(settings)
+        tracing = _start_tracing(settings)
         device = choose_gpu(bentoml.server_context.worker_index or 1, count_gpus())
-        classifier = await asyncio.to_thread(Classifier.build, settings, metrics, device=device)
-        http_app = build_http_app(classifier, metrics, settings, control, client_schema)
-        grpc_server = GrpcServer(classifier, metrics, settings, control)
+        classifier = await asyncio.to_thread(
+            Classifier.build, settings, metrics, device=device, tracing=tracing
+        )
+        http_app = build_http_app(classifier, metrics, settings, control, client_schema, tracing)
+        grpc_server = GrpcServer(classifier, metrics, settings, control, tracing)
         await grpc_server.start()
-        worker = cls(settings, classifier, http_app, grpc_server)
-        worker._drain.install()
+        worker = cls(settings, classifier, http_app, grpc_server, tracing)
+        worker._listen_for_signals()
         return worker
 
     async def classify(self, image: bytes) -> dict[str, Any]:
@@ -80,9 +96,28 @@ class Worker:
     async def finish(self) -> None:
         """Returns when nothing is in flight any more."""
         await self._drain.finish()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
+    def _listen_for_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # a host inside a test; signals are not its own to take
+        self._drain.install()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, toggle_debug, self._log_level)
 
     def _close_connections(self) -> None:
         self.http_app = close_after_answer(self.http_app)
+
+
+def _start_tracing(settings: Settings) -> Tracing | None:
+    if settings.traces_endpoint is None:
+        return None
+    try:
+        from service.tracing import Tracing
+    except ModuleNotFoundError:
+        raise StartError("traces need more packages: install fivecrop[traces]") from None
+    return Tracing.to_collector(settings.traces_endpoint, sample_ratio=settings.traces_sample_ratio)
 
 
 def _build_metrics(settings: Settings) -> Metrics:

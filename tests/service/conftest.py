@@ -174,8 +174,8 @@ def serving_http():
 
 
 @contextlib.asynccontextmanager
-async def _serving_grpc(classifier, metrics, settings, control=None, **options):
-    server = GrpcServer(classifier, metrics, settings, control)
+async def _serving_grpc(classifier, metrics, settings, control=None, *, tracing=None, **options):
+    server = GrpcServer(classifier, metrics, settings, control, tracing)
     port = await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", **options)
     try:
@@ -240,7 +240,7 @@ class TinyModel:
     holds its batches back.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, **facts: object):
+    def __init__(self, settings: Settings, metrics: Metrics, *, tracing=None, **facts: object):
         self.batches: list[int] = []
         self.waiting = 0
         self.gate = threading.Event()
@@ -265,7 +265,11 @@ class TinyModel:
         )
         batcher.add_lane(lane)
         self.classifier = Classifier(
-            models=Models([model], None), batcher=batcher, settings=settings, metrics=metrics
+            models=Models([model], None),
+            batcher=batcher,
+            settings=settings,
+            metrics=metrics,
+            tracing=tracing,
         )
 
     def run(self, views):
@@ -296,8 +300,8 @@ async def make_tiny_model(metrics):
     """
     made: list[TinyModel] = []
 
-    def make(settings: Settings, **facts: object) -> TinyModel:
-        made.append(TinyModel(settings, metrics, **facts))
+    def make(settings: Settings, *, tracing=None, **facts: object) -> TinyModel:
+        made.append(TinyModel(settings, metrics, tracing=tracing, **facts))
         return made[-1]
 
     yield make
