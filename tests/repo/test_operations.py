@@ -1,0 +1,53 @@
+"""docs/operations.md knows every metric there is, and its alerts ask for none that is not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.live_workers import WorkersCollector
+from service.metrics import Metrics
+from service.processes import ProcessesCollector, this_process
+
+TEXT = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+(RULES,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+TABLE = re.search(r"\| metric \|.*?\n\n", TEXT, re.S)[0]
+# Only a machine with a GPU shows them.
+OF_GPUS = {
+    "fivecrop_gpu_utilisation_ratio",
+    "fivecrop_gpu_memory_used_bytes",
+    "fivecrop_gpu_memory_total_bytes",
+}
+
+
+@pytest.fixture(scope="module")
+def existing():
+    collectors = (ProcessesCollector(this_process), WorkersCollector(1, this_process))
+    text = Metrics(collectors=collectors).render()[0].decode()
+    return set(re.findall(r"^# TYPE (\w+) ", text, re.M)) | OF_GPUS
+
+
+def test_every_metric_is_explained_and_no_other(existing):
+    explained = set(re.findall(r"`((?:fivecrop|process)_\w+)`", TABLE))
+    assert explained == existing
+
+
+def test_alerts_ask_only_for_metrics_that_exist(existing):
+    asked = set(re.findall(r"\b(?:fivecrop|process)_\w+", RULES))
+    assert len(asked) > 5
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked} <= existing
+
+
+def test_alerts_are_valid_rules_of_prometheus(tmp_path):
+    if (promtool := shutil.which("promtool")) is None:
+        pytest.skip("promtool is not installed")
+    file = tmp_path / "rules.yaml"
+    file.write_text(RULES)
+    checked = subprocess.run(
+        [promtool, "check", "rules", file], capture_output=True, check=False, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
