@@ -68,6 +68,10 @@ class Admission:
         """Counts one model more."""
         self._lanes += 1
 
+    def remove_lane(self) -> None:
+        """Counts one model less."""
+        self._lanes -= 1
+
     def is_late(self, job: Job, now: float) -> bool:
         """Whether the answer would come after the deadline; predicts the job's wait.
 

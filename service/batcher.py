@@ -72,7 +72,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._encoded_news = threading.Condition(self._lock)
         self._ready_news = threading.Condition(self._lock) if device_threads else self._encoded_news
-        self._emptied = threading.Condition(self._lock)
+        self._finished_news = threading.Condition(self._lock)
         runs = device_threads == 0
         self._threads = [
             threading.Thread(
@@ -100,6 +100,22 @@ class Batcher:
             self._schedule.add_lane(lane)
             self._admission.add_lane()
 
+    def retire_lane(self, lane: Lane, timeout_s: float) -> bool:
+        """Waits for the jobs of a model that gets no new ones, then takes its turns away.
+
+        Jobs still unfinished after `timeout_s` keep their turns, and the lane may be retired again;
+        then False is returned.
+        """
+        with self._lock:
+            lane.is_closed = True
+            is_empty = self._finished_news.wait_for(
+                lambda: lane.is_idle or self._is_stopped, timeout_s
+            )
+            if is_empty:
+                self._schedule.remove_lane(lane)
+                self._admission.remove_lane()
+        return is_empty
+
     def submit(self, job: Job) -> None:
         """Admits a job, before any work was done for it.
 
@@ -108,12 +124,15 @@ class Batcher:
 
         Raises:
             RequestError: `overloaded` when a bound is reached or the deadline cannot be met,
-                `draining` after `close` began.
+                `draining` after `close` began,
+                `model_not_found` after its lane began to retire.
         """
         with self._lock:
             if self._is_closing:
                 self._metrics.count_rejected("draining")
                 raise _draining()
+            if job.lane.is_closed:
+                raise RequestError(ErrorCode.MODEL_NOT_FOUND, "the model was unloaded")
             now = time.monotonic()
             if fault := self._find_fault(job, now):
                 self._metrics.count_rejected(fault)
@@ -140,8 +159,11 @@ class Batcher:
         ends = time.monotonic() + timeout_s
         with self._lock:
             self._is_closing = True
-            is_empty = self._emptied.wait_for(lambda: self._admission.load.views == 0, timeout_s)
+            is_empty = self._finished_news.wait_for(
+                lambda: self._admission.load.views == 0, timeout_s
+            )
             self._is_stopped = True
+            self._finished_news.notify_all()
             left = self._schedule.take_all()
             self._encoded_news.notify_all()
             self._ready_news.notify_all()
@@ -152,11 +174,17 @@ class Batcher:
         return is_empty
 
     def _work(self, *, news: threading.Condition, decodes: bool, runs: bool) -> None:
+        work: Prepare | Run | None = None
         while True:
             with self._lock:
+                if work is not None:
+                    self._let_go(work.lane)
+                # While this thread waits for more, it must not keep the model of its last batch.
+                work = None
                 work = self._take_work(news, decodes, runs)
-            if work is None:
-                return
+                if work is None:
+                    return
+                work.lane.threads += 1
             if isinstance(work, Prepare):
                 self._prepare(work.job)
             else:
@@ -231,6 +259,11 @@ class Batcher:
             parts.append(lane.run(part))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _let_go(self, lane: Lane) -> None:
+        lane.threads -= 1
+        if lane.is_closed and lane.is_idle:
+            self._finished_news.notify_all()
+
     def _find_fault(self, job: Job, now: float) -> Reason | None:
         """Returns why a job cannot join, or displaces as many others as it needs to."""
         admission, leaving = self._admission, list[Job]()
@@ -284,8 +317,8 @@ class Batcher:
     def _release(self, job: Job) -> None:
         self._admission.leave(job)
         self._show_queue()
-        if self._admission.load.views == 0:
-            self._emptied.notify_all()
+        if self._admission.load.views == 0 or (job.lane.is_closed and job.lane.is_idle):
+            self._finished_news.notify_all()
 
     def _show_queue(self) -> None:
         self._metrics.set_queue_views(self._admission.load.views)

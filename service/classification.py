@@ -18,7 +18,7 @@ class Options:
     """What a client may ask for.
 
     Attributes:
-        model: NAME or NAME@VERSION; None is the default model.
+        model: NAME, NAME@VERSION or NAME@LABEL; None is the default model.
         top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
         tta: Test-time augmentation policy.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
@@ -96,3 +96,4 @@ class ModelDescription:
     top1: float | None
     labels: tuple[str, ...]
     decision: Decision
+    version_labels: tuple[str, ...] = ()

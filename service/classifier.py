@@ -21,8 +21,10 @@ from service.bundle.preprocess import TTA_POLICIES, count_views, is_tta_policy, 
 from service.classification import Classification, ModelDescription, Options, Timings
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
-from service.models import Model, Models, load_models, make_batcher
+from service.model import Model
+from service.models import Models, Unavailable
 from service.priority import Priority
+from service.rollout import Rollout
 from service.schedule import Job, Outcome
 from service.settings import Settings
 
@@ -36,7 +38,11 @@ _LONGEST_TIMEOUT_MS = 600_000.0
 
 
 class Classifier:
-    """Answers requests with the live models, through one batcher."""
+    """Answers requests with the live models, through one batcher.
+
+    Attributes:
+        rollout: The way to change the models while they serve; None when they are fixed.
+    """
 
     def __init__(
         self,
@@ -46,8 +52,19 @@ class Classifier:
         settings: Settings,
         metrics: Metrics,
         tracing: Tracing | None = None,
+        rollout: Rollout | None = None,
     ) -> None:
-        """Makes a classifier that is ready: its models have proved themselves."""
+        """Makes a classifier that is ready: its models have proved themselves.
+
+        Args:
+            models: What can be asked for.
+            batcher: What runs it.
+            settings: Limits of a request.
+            metrics: Where images are counted.
+            tracing: Where the spans of images go.
+            rollout: The way to change the models while they serve.
+        """
+        self.rollout = rollout
         self._models = models
         self._batcher = batcher
         self._settings = settings
@@ -75,10 +92,14 @@ class Classifier:
         Raises:
             StartError: A model cannot be served.
         """
-        models = load_models(settings, metrics, device=device)
-        batcher = make_batcher(models, settings, metrics)
+        rollout = Rollout.start(settings, metrics, device=device)
         return cls(
-            models=models, batcher=batcher, settings=settings, metrics=metrics, tracing=tracing
+            models=rollout.models,
+            batcher=rollout.batcher,
+            settings=settings,
+            metrics=metrics,
+            rollout=rollout,
+            tracing=tracing,
         )
 
     @property
@@ -166,6 +187,10 @@ class Classifier:
     def describe_models(self) -> list[ModelDescription]:
         """Returns what is served, by name and version."""
         return [self._describe(model) for model in self._models]
+
+    def describe_unavailable(self) -> tuple[Unavailable, ...]:
+        """Returns the versions that are known and do not serve, and why."""
+        return self._models.unavailable
 
     def describe_model(self, reference: str) -> ModelDescription:
         """Returns one served model.
@@ -284,6 +309,7 @@ class Classifier:
             top1=measured[0].top1 if measured else None,
             labels=model.labels,
             decision=manifest.decision,
+            version_labels=self._models.version_labels(model),
         )
 
 

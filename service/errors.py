@@ -5,7 +5,8 @@
     └── StartError                      the service cannot start, or a model cannot be loaded
         ├── SettingsError               an unknown or impossible setting
         ├── BundleError                 a bundle that is absent, damaged or not what it claims
-        └── ProviderError               the asked-for ONNX Runtime provider is not there
+        ├── ProviderError               the asked-for ONNX Runtime provider is not there
+        └── MemoryBudgetError           a model does not fit beside those that are loaded
 
 `ErrorCode` knows neither HTTP nor gRPC: `http_api.STATUS` and `grpc_api.STATUS` are total tables
 over it, and a test holds them to that. The `detail` of an error is shown to clients, so it never
@@ -29,6 +30,8 @@ class ErrorCode(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     MODEL_NOT_FOUND = "model_not_found"
+    MODEL_LOAD_FAILED = "model_load_failed"
+    MEMORY_EXCEEDED = "memory_exceeded"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
@@ -77,3 +80,7 @@ class BundleError(StartError):
 
 class ProviderError(StartError):
     """The asked-for ONNX Runtime execution provider cannot be used on this machine."""
+
+
+class MemoryBudgetError(StartError):
+    """A model does not fit into the memory budget beside those that are loaded."""

@@ -26,6 +26,8 @@ STATUS: Final[dict[ErrorCode, grpc.StatusCode]] = {
     ErrorCode.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     ErrorCode.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     ErrorCode.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorCode.MODEL_LOAD_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.MEMORY_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     # These two are HTTP's own; the library answers their like before any code of ours runs.
     ErrorCode.METHOD_NOT_ALLOWED: grpc.StatusCode.UNIMPLEMENTED,
@@ -154,6 +156,7 @@ def encode_model(model: ModelDescription) -> messages.Model:
             )
             for one in model.decision.conformal
         ],
+        version_labels=model.version_labels,
     )
 
 

@@ -24,6 +24,8 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.UNAUTHENTICATED: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.MODEL_NOT_FOUND: 404,
+    ErrorCode.MODEL_LOAD_FAILED: 409,
+    ErrorCode.MEMORY_EXCEEDED: 409,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.REQUEST_TIMEOUT: 408,

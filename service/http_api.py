@@ -14,6 +14,7 @@ from service import http_schema
 from service.access import Access, AccessControl
 from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
+from service.http_admin import AdminApi
 from service.http_answer import STATUS, Answer, encode_json
 from service.http_body import parse_upload, read_body
 from service.http_client import ClientWatch
@@ -33,6 +34,7 @@ from service.http_torchserve import TorchServe
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.openapi import build_openapi
+from service.openapi_admin import describe_admin_paths
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,17 +93,22 @@ class HttpApi:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        rollout = classifier.rollout
+        self._admin = None if rollout is None else AdminApi(classifier, rollout)
         access = {
             route.path: route.endpoint.access
             for route in self.routes()
             if isinstance(route.endpoint, Endpoint)
         }
-        self._openapi = Answer(body=encode_json(build_openapi(settings, access)))
+        admin = {} if self._admin is None else describe_admin_paths()
+        self._openapi = Answer(body=encode_json(build_openapi(settings, access, admin)))
 
     def routes(self) -> list[Route]:
         """Returns the table of routes; those for people stay out of the OpenAPI document."""
         pages = Path(__file__).parent / "web"
+        admin = [] if self._admin is None else self._admin.routes()
         return [
+            *admin,
             Route("/v1/classify", Endpoint(self.classify, Access.INFER), methods=["POST", "PUT"]),
             *self._drop_ins(),
             _get("/v1/models", self.list_models, Access.INFER),
@@ -162,7 +169,9 @@ class HttpApi:
     async def list_models(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers with every served model."""
         refuse_query(scope["query_string"])
-        return answer_models(self._classifier.describe_models())
+        return answer_models(
+            self._classifier.describe_models(), self._classifier.describe_unavailable()
+        )
 
     async def show_model(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers with one model."""

@@ -10,11 +10,18 @@ from service.bundle.postprocess import Prediction
 from service.classifier import Classification, ModelDescription, Timings
 from service.errors import RequestError
 from service.http_answer import STATUS, Answer, encode_json
+from service.models import Unavailable
 
 
-def answer_models(models: Sequence[ModelDescription]) -> Answer:
+def answer_models(models: Sequence[ModelDescription], unavailable: Sequence[Unavailable]) -> Answer:
     """Returns the answer that lists models."""
-    document: http_schema.Models = {"models": [_describe(model) for model in models]}
+    document: http_schema.Models = {
+        "models": [_describe(model) for model in models],
+        "unavailable": [
+            {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
+            for one in unavailable
+        ],
+    }
     return Answer(body=encode_json(document))
 
 
@@ -82,6 +89,7 @@ def _describe(model: ModelDescription) -> http_schema.Model:
             }
             for one in model.decision.conformal
         ],
+        "version_labels": list(model.version_labels),
     }
 
 

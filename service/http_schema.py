@@ -181,13 +181,27 @@ class Model(TypedDict):
         Reference | None, Field(description="Groups named instead, of the images abstained on.")
     ]
     label_sets: Annotated[list[LabelSets], Field(description="What `coverage` can ask for.")]
+    version_labels: Annotated[
+        list[str], Field(description="NAME@LABEL means this version; `stable` is what NAME means.")
+    ]
+
+
+@with_config(_EXACT)
+class UnavailableVersion(TypedDict):
+    """A version that is known and does not serve."""
+
+    name: str
+    version: int
+    state: Annotated[str, Field(description="loading, draining or failed.")]
+    reason: Annotated[str | None, Field(description="Why it failed.")]
 
 
 @with_config(_EXACT)
 class Models(TypedDict):
-    """The models that are served."""
+    """The models that are served, and the versions that are not."""
 
     models: list[Model]
+    unavailable: list[UnavailableVersion]
 
 
 @with_config(_EXACT)

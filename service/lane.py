@@ -121,6 +121,8 @@ class Lane:
         ready_views: Of the jobs that wait for a batch.
         seconds_per_view: Of a run, as measured; 0 until the first.
         decode_slowness: Seconds that decoding takes for one of `Job.decode_cost_s`, as measured.
+        threads: Worker threads that have work of this model in hand.
+        is_closed: The model was unloaded: no job may be submitted any more.
     """
 
     name: str
@@ -134,11 +136,18 @@ class Lane:
     ready_views: int = 0
     seconds_per_view: float = 0.0
     decode_slowness: float = 1.0
+    threads: int = 0
+    is_closed: bool = False
 
     @property
     def views(self) -> int:
         """Views of all jobs that are admitted."""
         return sum(flow.backlog.views for flow in self.flows.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is admitted and no thread holds the model."""
+        return self.threads == 0 and self.views == 0
 
     def note_run(self, seconds: float, views: int) -> None:
         """Learns from a run of the model."""

@@ -124,7 +124,7 @@ class Metrics:
         )
         self._model_info = Gauge(
             "fivecrop_model_info",
-            "1 for each model that serves; what and where in the labels.",
+            "1 for each model that serves, 0 for one that did; what and where in the labels.",
             ("model", "version", "variant", "provider", "digest"),
             registry=registry,
             multiprocess_mode="livemax",
@@ -215,6 +215,14 @@ class Metrics:
     ) -> None:
         """Shows a model as serving."""
         self._model_info.labels(model, str(version), variant, provider, digest[:12]).set(1)
+
+    def hide_model(
+        self, *, model: str, version: int, variant: str, provider: str, digest: str
+    ) -> None:
+        """Shows a model as one that serves no more."""
+        # Several workers share their series in files, which none of them can take one out of.
+        self._model_info.labels(model, str(version), variant, provider, digest[:12]).set(0)
+        self._labels = {key for key in self._labels if key[:2] != (model, str(version))}
 
     def count_load_failure(self, model: str) -> None:
         """Counts a bundle that did not prove itself."""

@@ -46,18 +46,23 @@ _NOT_OF_CLASSIFY: Final = frozenset(
         ErrorCode.FORBIDDEN,
         ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
+        ErrorCode.MODEL_LOAD_FAILED,
+        ErrorCode.MEMORY_EXCEEDED,
         ErrorCode.RATE_LIMITED,
     }
 )
 _MODEL_CODES: Final = (ErrorCode.INVALID_ARGUMENT, ErrorCode.MODEL_NOT_FOUND)
 
 
-def build_openapi(settings: Settings, access: Mapping[str, Access]) -> Document:
+def build_openapi(
+    settings: Settings, access: Mapping[str, Access], further_paths: Document
+) -> Document:
     """Returns the document, with the limits of this server in its descriptions.
 
     Args:
         settings: Of the server.
         access: What each path asks of its caller.
+        further_paths: Path items of routes that are described elsewhere.
     """
     document: Document = {
         "openapi": "3.1.0",
@@ -69,7 +74,7 @@ def build_openapi(settings: Settings, access: Mapping[str, Access]) -> Document:
             {"name": "models", "description": "What is served."},
             {"name": "operations", "description": "For probes, dashboards and clients' tools."},
         ],
-        "paths": _paths(settings),
+        "paths": _paths(settings) | further_paths,
         "components": {"schemas": _schemas()},
     }
     if settings.api_keys is not None:
@@ -87,7 +92,7 @@ def _lock(document: Document, access: Mapping[str, Access]) -> None:
         if access[path] is not Access.OPEN:
             for operation in item.values():
                 operation["security"] = [{"bearer": []}, {"apiKey": []}]
-                operation["responses"] |= _problems(_KEY_CODES)
+                operation["responses"] |= describe_problems(_KEY_CODES)
 
 
 def _schemas() -> Document:
@@ -105,7 +110,8 @@ def _paths(settings: Settings) -> Document:
 
 
 def _own_paths(settings: Settings) -> Document:
-    name = [_parameter("name", "path", "NAME or NAME@VERSION.", {"type": "string"})]
+    about = "NAME, NAME@VERSION or NAME@LABEL."
+    name = [describe_parameter("name", "path", about, {"type": "string"})]
     return {
         "/v1/classify": {
             "post": _classify(settings, "classify"),
@@ -114,7 +120,7 @@ def _own_paths(settings: Settings) -> Document:
         "/v1/models": _get(
             "models",
             "listModels",
-            "List the models that are served.",
+            "List the models that are served, and versions that are not.",
             "Models",
             codes=(ErrorCode.INVALID_ARGUMENT,),
         ),
@@ -163,14 +169,14 @@ def _get(
         kind = {"text/plain": "string", "application/json": "object"}[answer]
         content: Document = {answer: {"schema": {"type": kind}}}
     else:
-        content = {"application/json": {"schema": _reference(answer)}}
+        content = {"application/json": {"schema": refer(answer)}}
     operation: Document = {
         "tags": [tag],
         "operationId": name,
         "summary": summary,
         "responses": {
             "200": {"description": "OK", "content": content},
-            **_problems((*codes, ErrorCode.INTERNAL)),
+            **describe_problems((*codes, ErrorCode.INTERNAL)),
         },
     }
     if parameters:
@@ -198,12 +204,10 @@ def _classify(settings: Settings, name: str) -> Document:
                     "X-Request-Id": _header("The id of the request, as given or a new one."),
                 },
                 "content": {
-                    "application/json": {
-                        "schema": {"oneOf": [_reference("Single"), _reference("Several")]}
-                    }
+                    "application/json": {"schema": {"oneOf": [refer("Single"), refer("Several")]}}
                 },
             },
-            **_problems(code for code in ErrorCode if code not in _NOT_OF_CLASSIFY),
+            **describe_problems(code for code in ErrorCode if code not in _NOT_OF_CLASSIFY),
         },
     }
 
@@ -211,43 +215,43 @@ def _classify(settings: Settings, name: str) -> Document:
 def _classify_parameters(settings: Settings) -> list[Document]:
     policies = list(get_args(TtaPolicy))
     return [
-        _parameter(
+        describe_parameter(
             "model",
             "query",
-            "NAME or NAME@VERSION; the default model when left out.",
+            "NAME, NAME@VERSION or NAME@LABEL; the default model when left out.",
             {"type": "string"},
         ),
-        _parameter(
+        describe_parameter(
             "top_k",
             "query",
             "Predictions to return, best first; never more than classes.",
             {"type": "integer", "minimum": 1, "default": 5},
         ),
-        _parameter(
+        describe_parameter(
             "tta",
             "query",
             "Test-time augmentation: more views of the image, averaged.",
             {"type": "string", "enum": policies, "default": "none"},
         ),
-        _parameter(
+        describe_parameter(
             "priority",
             "query",
             "Under load more urgent requests get more of the machine; none of it waits for ever.",
             {"type": "string", "enum": list(Priority), "default": Priority.NORMAL},
         ),
-        _parameter(
+        describe_parameter(
             "coverage",
             "query",
             "Also return the fewest labels that hold the right one with this probability.",
             {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         ),
-        _parameter(
+        describe_parameter(
             "X-Request-Id",
             "header",
             "Echoed, and written to the log.",
             {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
         ),
-        _parameter(
+        describe_parameter(
             "X-Request-Timeout-Ms",
             "header",
             "Deadline in milliseconds; an image that waits longer is never computed.",
@@ -295,7 +299,8 @@ def _object(name: str, schema: Document) -> Document:
     }
 
 
-def _parameter(name: str, place: str, description: str, schema: Document) -> Document:
+def describe_parameter(name: str, place: str, description: str, schema: Document) -> Document:
+    """Returns the description of a parameter; those of a path are required."""
     return {
         "name": name,
         "in": place,
@@ -309,11 +314,12 @@ def _header(description: str) -> Document:
     return {"description": description, "schema": {"type": "string"}}
 
 
-def _reference(schema: str) -> Document:
+def refer(schema: str) -> Document:
+    """Returns the reference to a schema of the document."""
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
-def _problems(codes: Iterable[ErrorCode]) -> Document:
+def describe_problems(codes: Iterable[ErrorCode]) -> Document:
     """Returns a response for each HTTP status that the codes map to, naming its codes."""
     by_status: dict[int, list[str]] = {}
     for code in codes:
@@ -321,7 +327,7 @@ def _problems(codes: Iterable[ErrorCode]) -> Document:
     return {
         str(status): {
             "description": ", ".join(names),
-            "content": {"application/problem+json": {"schema": _reference("Problem")}},
+            "content": {"application/problem+json": {"schema": refer("Problem")}},
         }
         for status, names in sorted(by_status.items())
     }

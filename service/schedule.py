@@ -32,6 +32,11 @@ class Prepare:
 
     job: Job
 
+    @property
+    def lane(self) -> Lane:
+        """Of the job."""
+        return self.job.lane
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -65,6 +70,10 @@ class Schedule:
     def add_lane(self, lane: Lane) -> None:
         """Gives a model its turns."""
         self._lanes.append(lane)
+
+    def remove_lane(self, lane: Lane) -> None:
+        """Takes the turns of a model away; nothing of it may be waiting."""
+        self._lanes.remove(lane)
 
     def add_encoded(self, job: Job) -> None:
         """Queues a job to be decoded."""

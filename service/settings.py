@@ -59,8 +59,25 @@ class Settings(BaseSettings):
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Comma-separated NAME or NAME@VERSION to serve; "
-        "empty serves the newest version of every bundle.",
+        description="Comma-separated NAME, NAME@VERSION, NAME@latest:N or NAME@all to serve; "
+        "empty serves every model of the repository.",
+    )
+    version_policy: str = Field(
+        "latest:1",
+        pattern="^(all|latest:[1-9][0-9]{0,8})$",
+        description="Versions to serve of a model that no other policy is given for: "
+        "latest:N (the newest N that prove themselves) or all.",
+    )
+    model_memory_mib: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for models, in MiB, by an estimate of each; one that does not fit "
+        "beside those that are loaded is refused.",
+    )
+    model_orders: Path | None = Field(
+        None,
+        description="File that keeps what an operator loaded, unloaded and labelled; "
+        "by default .orders.json in the repository.",
     )
     default_model: str | None = Field(
         None, description="Model of a request that names none; may be left out when one is served."

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from service.errors import ErrorCode
@@ -19,7 +23,6 @@ def tiny_bundle_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a linear classifier, about 95 % right on scikit-learn's handwritten digits. It goes through
     every gate of an export but needs no PyTorch, so it is there in a few seconds.
     """
-    import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
     from sklearn.linear_model import LogisticRegression
@@ -102,6 +105,102 @@ def tiny_bundle_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         expected=lambda views: linear.predict_proba(embed(views)).astype(np.float32),
     ).publish(repository)
     return repository
+
+
+class GrowingRepository:
+    """A copy of the tiny repository that a test publishes to, and damages.
+
+    Version V answers with every class moved on by V - 1, so an answer's scores tell the version
+    that they came from.
+    """
+
+    NAME = "digits-linear"
+
+    def __init__(self, folder: Path, original: Path) -> None:
+        self.folder = folder
+        shutil.copytree(original, folder)
+        golden = json.loads((folder / self.NAME / "1/golden/golden.json").read_text())
+        sample = golden["samples"][0]
+        self.image = (folder / self.NAME / "1" / sample["file"]).read_bytes()
+        self.first_class = sample["top"][0]
+
+    def expected_class(self, version: int) -> int:
+        """The best class of `image` that a version answers."""
+        return (self.first_class + version - 1) % 10
+
+    def publish(
+        self, version: int, *, name: str = NAME, answers_as: int | None = None, padding_mib: int = 0
+    ) -> Path:
+        """Publishes a version at once, as an export does; returns its folder."""
+        import onnx
+        from onnx import numpy_helper
+
+        from service.bundle.repository import record_file
+
+        step = (version if answers_as is None else answers_as) - 1
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=self.folder) as parent:
+            staging = Path(parent) / str(version)
+            shutil.copytree(self.folder / self.NAME / "1", staging)
+            model = onnx.load(staging / "model.onnx")
+            for constant in model.graph.initializer:
+                if constant.name in ("weight", "bias"):
+                    moved = np.roll(numpy_helper.to_array(constant), step, axis=0)
+                    constant.CopyFrom(numpy_helper.from_array(moved.copy(), constant.name))
+            if padding_mib:
+                _pad(model, padding_mib)
+            onnx.save(model, staging / "model.onnx")
+            golden = json.loads((staging / "golden/golden.json").read_text())
+            for sample in golden["samples"]:
+                sample["top"] = [(index + step) % 10 for index in sample["top"]]
+                sample["probabilities"] = list(np.roll(sample["probabilities"], step))
+            (staging / "golden/golden.json").write_text(json.dumps(golden))
+            facts = json.loads((staging / "bundle.json").read_text())
+            facts.update(name=name, version=version)
+            facts["variants"][0].update(record_file(staging / "model.onnx").model_dump())
+            record = record_file(staging / "golden/golden.json").model_dump()
+            facts["files"]["golden/golden.json"] = record
+            (staging / "bundle.json").write_text(json.dumps(facts))
+            (self.folder / name).mkdir(exist_ok=True)
+            final = self.folder / name / str(version)
+            if final.exists():  # a version that is replaced, which nobody should do
+                final.rename(Path(parent) / "old")
+            return staging.rename(final)
+
+    def publish_broken(self, version: int, *, name: str = NAME) -> Path:
+        """Publishes a version with one flipped bit in its weights."""
+        folder = self.publish(version, name=name)
+        file = folder / "model.onnx"
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        return folder
+
+
+def _pad(model, mebibytes: int) -> None:
+    """Gives a graph weights that do nothing but take memory."""
+    from onnx import helper, numpy_helper
+
+    noise = np.random.default_rng(0)
+    padding = noise.standard_normal((10, mebibytes * 2**18 // 20), np.float32)
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(padding, "padding"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros_like(padding.T), "nothing"))
+    softmax = graph.node.pop()
+    softmax.input[0] = "padded"
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", ["logits", "padding"], ["wide"]),
+            helper.make_node("MatMul", ["wide", "nothing"], ["zeros"]),
+            helper.make_node("Add", ["logits", "zeros"], ["padded"]),
+            softmax,
+        ]
+    )
+
+
+@pytest.fixture
+def growing_repository(tmp_path, tiny_bundle_repository):
+    """A repository of one model, version 1, that a test publishes further versions to."""
+    return GrowingRepository(tmp_path / "models", tiny_bundle_repository)
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ class ModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels", "decision", "roll_up", "label_sets")
+    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels", "decision", "roll_up", "label_sets", "version_labels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,7 @@ class Model(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     ROLL_UP_FIELD_NUMBER: _ClassVar[int]
     LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_LABELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -176,7 +177,8 @@ class Model(_message.Message):
     decision: Decision
     roll_up: Reference
     label_sets: _containers.RepeatedCompositeFieldContainer[LabelSets]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., roll_up: _Optional[_Union[Reference, _Mapping]] = ..., label_sets: _Optional[_Iterable[_Union[LabelSets, _Mapping]]] = ...) -> None: ...
+    version_labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., roll_up: _Optional[_Union[Reference, _Mapping]] = ..., label_sets: _Optional[_Iterable[_Union[LabelSets, _Mapping]]] = ..., version_labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("coverage", "accuracy")

@@ -45,6 +45,8 @@ class StubClassifier:
         self.calls: list[tuple[bytes, object]] = []
         self.running = self.most_running = 0
         self.is_ready, self.is_draining = True, False
+        self.unavailable = ()
+        self.rollout = SimpleNamespace()  # its routes exist
 
     async def classify(self, image, options):
         self.calls.append((image, options))
@@ -107,6 +109,9 @@ class StubClassifier:
                 decision=Decision(),
             )
         ]
+
+    def describe_unavailable(self):
+        return self.unavailable
 
     def describe_model(self, reference):
         if reference not in ("toy", "toy@3"):

@@ -409,3 +409,30 @@ def test_closing_with_a_hung_engine_still_answers_the_waiting(make_desk):
     assert desk.results[1][0].code is ErrorCode.DRAINING
     gate.open.set()
     desk.wait()
+
+
+def test_a_retired_model_finishes_its_jobs_and_takes_no_more(make_desk):
+    gate = threading.Event()
+    desk = make_desk(lambda views: (gate.wait(20), mean_pixel(views))[1], threads=1)
+    for value in range(6):
+        desk.submit(value)
+    assert not desk.batcher.retire_lane(desk.lane, 0.01)
+    with pytest.raises(RequestError) as refused:
+        desk.submit(7)
+    assert refused.value.code is ErrorCode.MODEL_NOT_FOUND
+    gate.set()
+    assert desk.batcher.retire_lane(desk.lane, 20)
+    assert all(isinstance(result, Outcome) for result in desk.wait())
+    assert desk.lane.is_idle
+
+
+def test_closing_ends_the_wait_for_a_model_that_hangs(make_desk):
+    gate = threading.Event()
+    desk = make_desk(lambda views: (gate.wait(20), mean_pixel(views))[1], threads=1)
+    desk.submit(1)
+    waiter = threading.Thread(target=desk.batcher.retire_lane, args=(desk.lane, 600))
+    waiter.start()
+    desk.batcher.close(0.01)
+    waiter.join(20)
+    assert not waiter.is_alive()
+    gate.set()

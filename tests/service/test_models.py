@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
-from service import models as models_module
+from service import model as model_module
 from service.bundle.repository import read_bundle, record_file
 from service.engine import Engine
 from service.errors import BundleError, ErrorCode, ProviderError, RequestError, SettingsError
 from service.metrics import Metrics
-from service.models import load_models
+from service.rollout import Rollout
 from service.settings import Settings
 
 NAME = "digits-linear"
@@ -29,7 +29,9 @@ def repository(tiny_bundle_repository, tmp_path):
 def load(repository, **given):
     metrics = Metrics()
     settings = Settings(model_repository=repository, **given)
-    return load_models(settings, metrics, device=0), metrics
+    rollout = Rollout.start(settings, metrics, device=0)
+    rollout.batcher.close(0)
+    return rollout.models, metrics
 
 
 def add_version(repository, version, *, name=NAME):
@@ -213,10 +215,10 @@ class FakeEngine(Engine):
 
 @pytest.fixture
 def engines(monkeypatch):
-    monkeypatch.setattr(models_module, "Engine", FakeEngine)
+    monkeypatch.setattr(model_module, "Engine", FakeEngine)
     monkeypatch.setattr(FakeEngine, "tried", [])
     monkeypatch.setattr(FakeEngine, "broken", frozenset())
-    monkeypatch.setattr(models_module, "has_provider", lambda provider: True)
+    monkeypatch.setattr(model_module, "has_provider", lambda provider: True)
     return FakeEngine
 
 

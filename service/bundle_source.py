@@ -1,0 +1,63 @@
+"""Where bundles come from: the model repository as the live set sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Protocol
+
+from service.bundle.repository import Bundle, list_versions, read_bundle, resolve
+
+
+class BundleSource(Protocol):
+    """A repository of bundles. Its calls may take long; errors are BundleError."""
+
+    def list_versions(self) -> dict[str, list[int]]:
+        """Returns the versions of every model, oldest first."""
+
+    def fetch(self, name: str, version: int) -> Bundle:
+        """Returns a bundle whose files are on this machine; they are not verified yet."""
+
+    def fingerprint(self, name: str, version: int) -> Hashable:
+        """Returns what changes when the bundle may have changed; None when that is unknown."""
+
+    def hide_place(self, text: str) -> str:
+        """Returns the text without the places of this machine that it names."""
+
+
+class FolderSource:
+    """A folder of this machine: NAME/VERSION/bundle.json."""
+
+    def __init__(self, folder: Path) -> None:
+        """Names the folder; nothing is read yet."""
+        self._folder = folder
+
+    def list_versions(self) -> dict[str, list[int]]:
+        """Returns the versions of every model, oldest first.
+
+        Raises:
+            BundleError: The folder cannot be read.
+        """
+        return list_versions(self._folder)
+
+    def fetch(self, name: str, version: int) -> Bundle:
+        """Returns the bundle after reading its manifest.
+
+        Raises:
+            BundleError: It is not there, or its manifest does not parse.
+        """
+        return read_bundle(resolve(self._folder, f"{name}@{version}"))
+
+    def fingerprint(self, name: str, version: int) -> Hashable:
+        """Returns the names, sizes and times of the bundle's files; None when it is not there."""
+        folder = self._folder / name / str(version)
+        try:
+            facts = [(path.as_posix(), path.stat()) for path in folder.rglob("*")]
+        except OSError:
+            return None
+        files = sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in facts)
+        return tuple(files) or None
+
+    def hide_place(self, text: str) -> str:
+        """Returns the text without the path of the repository."""
+        return text.replace(f"{self._folder}/", "").replace(str(self._folder), "the repository")

@@ -1,0 +1,130 @@
+"""The routes that change what serves, for holders of a key with the scope `admin` alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from starlette.routing import Route
+from starlette.types import Receive, Scope
+from typing_extensions import TypedDict
+
+from service.access import Access
+from service.classifier import Classifier
+from service.errors import ErrorCode, RequestError
+from service.http_answer import Answer
+from service.http_body import read_body
+from service.http_edge import Endpoint, Handler
+from service.http_options import refuse_query
+from service.http_results import answer_models
+from service.rollout import Rollout
+
+_MAX_BODY_BYTES: Final = 1024
+_BODY_TIMEOUT_S: Final = 10.0
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class LabelRequest(TypedDict):
+    """Which version a label should mean."""
+
+    version: Annotated[int, Field(ge=1)]
+
+
+_LABEL_REQUEST: Final = TypeAdapter(LabelRequest)
+
+
+class AdminApi:
+    """Load, unload, reload and label. Each answers, when it is done, as `GET /v1/models` would."""
+
+    def __init__(self, classifier: Classifier, rollout: Rollout) -> None:
+        self._classifier = classifier
+        self._rollout = rollout
+
+    def routes(self) -> list[Route]:
+        """Returns the table of routes."""
+        version = "/v1/models/{name}/versions/{version}"
+        label = "/v1/models/{name}/labels/{label}"
+        return [
+            _route("POST", "/v1/models/{name}:load", self.load),
+            _route("POST", "/v1/models/{name}:unload", self.unload),
+            _route("POST", "/v1/models/{name}:reload", self.reload),
+            _route("POST", f"{version}:load", self.load),
+            _route("POST", f"{version}:unload", self.unload),
+            _route("PUT", label, self.set_label),
+            _route("DELETE", label, self.remove_label),
+        ]
+
+    async def load(self, scope: Scope, receive: Receive) -> Answer:
+        """Serves a version, or what the policy chooses."""
+        await _refuse_body(scope, receive)
+        await self._rollout.load(_name(scope), _version(scope))
+        return self._answer(scope)
+
+    async def unload(self, scope: Scope, receive: Receive) -> Answer:
+        """Serves a version, or the whole model, no more."""
+        await _refuse_body(scope, receive)
+        await self._rollout.unload(_name(scope), _version(scope))
+        return self._answer(scope)
+
+    async def reload(self, scope: Scope, receive: Receive) -> Answer:
+        """Serves what the repository holds now."""
+        await _refuse_body(scope, receive)
+        await self._rollout.reload(_name(scope))
+        return self._answer(scope)
+
+    async def set_label(self, scope: Scope, receive: Receive) -> Answer:
+        """Lets a label mean a version."""
+        body = await _read(scope, receive)
+        try:
+            version = _LABEL_REQUEST.validate_json(body)["version"]
+        except ValidationError:
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, 'the body is {"version": N} and nothing else'
+            ) from None
+        await self._rollout.label(_name(scope), scope["path_params"]["label"], version)
+        return self._answer(scope)
+
+    async def remove_label(self, scope: Scope, receive: Receive) -> Answer:
+        """Takes a label away."""
+        await _refuse_body(scope, receive)
+        await self._rollout.label(_name(scope), scope["path_params"]["label"], None)
+        return self._answer(scope)
+
+    def _answer(self, scope: Scope) -> Answer:
+        name = _name(scope)
+        return answer_models(
+            [model for model in self._classifier.describe_models() if model.name == name],
+            [one for one in self._classifier.describe_unavailable() if one.name == name],
+        )
+
+
+def _route(method: str, path: str, answer: Handler) -> Route:
+    return Route(path, Endpoint(answer, Access.ADMIN), methods=[method])
+
+
+def _name(scope: Scope) -> str:
+    name: str = scope["path_params"]["name"]
+    return name
+
+
+def _version(scope: Scope) -> int | None:
+    text = scope["path_params"].get("version")
+    if text is None:
+        return None
+    if not _VERSION.fullmatch(text):
+        raise RequestError(ErrorCode.MODEL_NOT_FOUND, "no such model or version")
+    return int(text)
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    refuse_query(scope["query_string"])
+    return await read_body(
+        receive, dict(scope["headers"]), max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S
+    )
+
+
+async def _refuse_body(scope: Scope, receive: Receive) -> None:
+    if await _read(scope, receive):
+        raise RequestError(ErrorCode.INVALID_ARGUMENT, "this path takes no body")
