@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from service.batcher import Batcher
 from service.bundle.decode import Limits
+from service.bundle.decode_cost import estimate_decode_s
 from service.bundle.manifest import ConformalLevel, TtaPolicy
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import TTA_POLICIES, count_views, is_tta_policy, prepare
@@ -148,6 +149,7 @@ class Classifier:
             deadline=start + timeout_s,
             finish=partial(_settle_soon, loop, answer),
             priority=Priority(options.priority),
+            decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
         )
         self._batcher.submit(job)
         # Its caller is told at the deadline, not at its turn, and its place in the queue is free.

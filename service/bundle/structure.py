@@ -114,7 +114,7 @@ def check_structure(data: bytes, form: Format, limits: Limits) -> None:
                 _check_png(data, limits)
             case "webp":
                 # The decoder allocates the canvas when it is created, so Pillow's size is too late.
-                check_size(*_webp_canvas(data), limits)
+                check_size(*read_webp_canvas(data), limits)
             case "gif":
                 _check_gif(data, limits)
             case "bmp":
@@ -231,7 +231,7 @@ def _count_inflated(kind: bytes, content: bytes) -> int:
     return len(inflated)
 
 
-def _webp_canvas(data: bytes) -> tuple[int, int]:
+def read_webp_canvas(data: bytes) -> tuple[int, int]:
     """Returns (width, height) of a WebP file (RFC 9649, section 2)."""
     match data[12:16]:
         case b"VP8X":

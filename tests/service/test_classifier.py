@@ -181,6 +181,59 @@ async def test_a_full_queue_refuses_at_once_and_recovers(make_classifier, pictur
     assert (await classifier.classify(picture, Options())).predictions
 
 
+async def test_images_that_cost_much_to_decode_fill_the_queue_sooner(make_classifier):
+    def png(side):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side)).save(file, "PNG")
+        return file.getvalue()
+
+    # The naive control, a queue bounded in views alone, has room for 512 of either.
+    classifier = make_classifier(compute_threads=1, max_queue_decode_s=0.04)
+    held = Held(classifier)
+    first = asyncio.create_task(classifier.classify(png(8), Options()))
+    await held.until_busy()
+    large = [asyncio.create_task(classifier.classify(png(1500), Options())) for _ in range(3)]
+    small = [asyncio.create_task(classifier.classify(png(8), Options())) for _ in range(3)]
+    await asyncio.sleep(0)
+    held.open.set()
+    answers = await asyncio.gather(first, *large, *small, return_exceptions=True)
+    codes = [getattr(answer, "code", "ok") for answer in answers]
+    assert codes == ["ok", "ok", "overloaded", "overloaded", "ok", "ok", "ok"]
+
+
+async def test_a_cancelled_request_gives_its_room_back_while_the_engine_is_busy(
+    make_classifier, picture
+):
+    classifier = make_classifier(compute_threads=1, max_queue_views=2)
+    held = Held(classifier)
+    first = asyncio.create_task(classifier.classify(picture, Options()))
+    await held.until_busy()
+    left = asyncio.create_task(classifier.classify(picture, Options()))
+    await asyncio.sleep(0)
+    assert (await refusal(classifier, picture)).code is ErrorCode.OVERLOADED
+    left.cancel()
+    await asyncio.sleep(0)
+    stays = asyncio.create_task(classifier.classify(picture, Options()))
+    await asyncio.sleep(0)
+    held.open.set()
+    assert (await first).predictions == (await stays).predictions
+
+
+async def test_an_expired_request_gives_its_room_back_while_the_engine_is_busy(
+    make_classifier, picture
+):
+    classifier = make_classifier(compute_threads=1, max_queue_views=2)
+    held = Held(classifier)
+    first = asyncio.create_task(classifier.classify(picture, Options()))
+    await held.until_busy()
+    late = await refusal(classifier, picture, timeout_ms=20)
+    assert late.code is ErrorCode.DEADLINE_EXCEEDED
+    stays = asyncio.create_task(classifier.classify(picture, Options()))
+    await asyncio.sleep(0)
+    held.open.set()
+    assert (await first).predictions == (await stays).predictions
+
+
 async def test_draining_looks_not_ready_and_still_answers(make_classifier, picture):
     classifier = make_classifier()
     assert classifier.is_ready
