@@ -7,7 +7,7 @@ the work before it and the measured speed of the threads, and held against its d
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -18,7 +18,7 @@ Reason = Literal["queue_full", "model_quota", "too_late"]
 
 # Of the time until the deadline this much may be spent waiting by the prediction. The rest is for
 # what the prediction gets wrong: a job that misses its deadline half done was work for nobody.
-_WAITING_SHARE: Final = 0.9
+_WAITING_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +72,45 @@ class Admission:
         """Counts one model less."""
         self._lanes -= 1
 
+    def judge(
+        self, job: Job, now: float, candidates: Callable[..., Iterator[Job]]
+    ) -> list[Job] | Reason:
+        """Returns the jobs that have to make room for a new one, or why it is refused even so.
+
+        Args:
+            job: The new one.
+            now: On the clock of its deadline.
+            candidates: `Schedule.give_way`.
+        """
+        leaving: list[Job] = []
+        if self.is_late(job, now):
+            return "too_late"
+        if not self.has_quota(job):
+            own = candidates(job, of_its_model=True)
+            while not self.has_quota(job, leaving):
+                if (other := next(own, None)) is None:
+                    return "model_quota"
+                leaving.append(other)
+        if not self.has_room(job, leaving):
+            others = (other for other in candidates(job) if other not in leaving)
+            while not self.has_room(job, leaving):
+                if (other := next(others, None)) is None:
+                    return "queue_full"
+                leaving.append(other)
+        return leaving
+
     def is_late(self, job: Job, now: float) -> bool:
         """Whether the answer would come after the deadline; predicts the job's wait.
 
-        Nothing is late that need not wait: on an idle server a bad guess would never be corrected.
+        The only job of its flow is never late. So each flow goes on measuring its waits, and a bad
+        guess cannot shut it out for ever.
         """
-        job.predicted_wait_s = self.wait_s(job) if self._flows else 0.0
+        if not self._flows:
+            return False
+        job.predicted_wait_s = self.wait_s(job)
         wait_s = job.predicted_wait_s * job.flow.wait_factor
-        left_s = job.deadline - now
-        return wait_s > 0 and wait_s + job.lane.expected_s(job) > _WAITING_SHARE * left_s
+        is_late = wait_s + job.lane.expected_s(job) > _WAITING_SHARE * (job.deadline - now)
+        return is_late and wait_s > 0 and job.flow in self._flows
 
     def has_room(self, job: Job, without: Collection[Job] = ()) -> bool:
         """Whether a job fits the bounds, once the jobs `without` have left."""

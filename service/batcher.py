@@ -21,6 +21,7 @@ from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
 from service.schedule import Job, Lane, Outcome, Prepare, Run, Schedule, Wait
 
+_REFUSING_S: Final = 1.0
 _REFUSALS: Final[dict[Reason, str]] = {
     "queue_full": "the queue is full",
     "model_quota": "this model's share of the queue is full",
@@ -67,6 +68,7 @@ class Batcher:
             compute_threads=compute_threads,
             device_threads=device_threads,
         )
+        self._refuses_until = 0.0
         self._is_closing = False
         self._is_stopped = False
         self._lock = threading.Lock()
@@ -116,6 +118,11 @@ class Batcher:
                 self._admission.remove_lane()
         return is_empty
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether a job was refused within the last second."""
+        return time.monotonic() < self._refuses_until
+
     def submit(self, job: Job) -> None:
         """Admits a job, before any work was done for it.
 
@@ -128,19 +135,18 @@ class Batcher:
                 `model_not_found` after its lane began to retire.
         """
         with self._lock:
-            if self._is_closing:
-                self._metrics.count_rejected("draining")
-                raise _draining()
-            if job.lane.is_closed:
-                raise RequestError(ErrorCode.MODEL_NOT_FOUND, "the model was unloaded")
             now = time.monotonic()
-            if fault := self._find_fault(job, now):
-                self._metrics.count_rejected(fault)
-                raise self._overloaded(_REFUSALS[fault])
+            for other in self._judge(job, now):
+                self._displace(other)
             self._admission.enter(job, now)
             self._show_queue()
             self._schedule.add_encoded(job)
             self._encoded_news.notify()
+
+    def judge(self, job: Job) -> None:
+        """Raises what `submit` would raise now, and changes nothing."""
+        with self._lock:
+            self._judge(job, time.monotonic())
 
     def withdraw(self, job: Job) -> None:
         """Takes a job that nobody waits for any more out of the queue; its room is free at once.
@@ -264,29 +270,23 @@ class Batcher:
         if lane.is_closed and lane.is_idle:
             self._finished_news.notify_all()
 
-    def _find_fault(self, job: Job, now: float) -> Reason | None:
-        """Returns why a job cannot join, or displaces as many others as it needs to."""
-        admission, leaving = self._admission, list[Job]()
-        if admission.is_late(job, now):
-            return "too_late"
-        if not admission.has_quota(job):
-            for other in self._schedule.give_way(job, of_its_model=True):
-                leaving.append(other)
-                if admission.has_quota(job, leaving):
-                    break
-            else:
-                return "model_quota"
-        if not admission.has_room(job, leaving):
-            for other in self._schedule.give_way(job):
-                if other not in leaving:
-                    leaving.append(other)
-                    if admission.has_room(job, leaving):
-                        break
-            else:
-                return "queue_full"
-        for other in leaving:
-            self._displace(other)
-        return None
+    def _judge(self, job: Job, now: float) -> list[Job]:
+        """Returns the jobs that have to make room for a new one.
+
+        Raises:
+            RequestError: It cannot be admitted, even so.
+        """
+        if self._is_closing:
+            self._metrics.count_rejected("draining")
+            raise _draining()
+        if job.lane.is_closed:
+            raise RequestError(ErrorCode.MODEL_NOT_FOUND, "the model was unloaded")
+        verdict = self._admission.judge(job, now, self._schedule.give_way)
+        if isinstance(verdict, list):
+            return verdict
+        self._refuses_until = now + _REFUSING_S
+        self._metrics.count_rejected(verdict)
+        raise self._overloaded(_REFUSALS[verdict])
 
     def _displace(self, job: Job) -> None:
         self._metrics.count_rejected("displaced")

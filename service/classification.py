@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.decision import LabelSet, Verdict
-from service.bundle.manifest import Decision, DecisionReference
+from service.bundle.manifest import Decision, DecisionReference, TtaPolicy
 from service.bundle.postprocess import Prediction
+from service.bundle.preprocess import TTA_POLICIES, is_tta_policy
+from service.errors import ErrorCode, RequestError
 from service.priority import Priority
+
+# gRPC clients without a deadline send an infinite one.
+_LONGEST_TIMEOUT_MS = 600_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,34 @@ class Options:
     timeout_ms: float | None = None
     priority: str = Priority.NORMAL
     coverage: float | None = None
+
+    def check(self, default_timeout_ms: float) -> tuple[TtaPolicy, float]:
+        """Returns the policy and the seconds until the deadline.
+
+        Raises:
+            RequestError: `invalid_argument` for what has no meaning, `deadline_exceeded`.
+        """
+        if self.top_k < 1:
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "top_k must be at least 1")
+        if not is_tta_policy(self.tta):
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, f"tta must be one of {', '.join(TTA_POLICIES)}"
+            )
+        if self.priority not in tuple(Priority):
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
+            )
+        timeout_ms = default_timeout_ms if self.timeout_ms is None else self.timeout_ms
+        if math.isnan(timeout_ms):
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
+        if timeout_ms <= 0:
+            raise late()
+        return cast("TtaPolicy", self.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
+
+
+def late() -> RequestError:
+    """Returns the error for a request whose time is up."""
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before an answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

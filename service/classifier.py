@@ -7,24 +7,30 @@ it was asked for.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Never, cast
 
 from service.batcher import Batcher
 from service.bundle.decode import Limits
 from service.bundle.decode_cost import estimate_decode_s
-from service.bundle.manifest import ConformalLevel, TtaPolicy
+from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
-from service.bundle.preprocess import TTA_POLICIES, count_views, is_tta_policy, prepare
-from service.classification import Classification, ModelDescription, Options, Timings
-from service.errors import ErrorCode, RequestError
+from service.bundle.preprocess import count_views, prepare
+from service.classification import (
+    Classification,
+    ModelDescription,
+    Options,
+    Timings,
+    late,
+)
+from service.errors import RequestError
 from service.metrics import Metrics
 from service.model import Model
 from service.models import Models, Unavailable
 from service.priority import Priority
+from service.rate_limit import Allowances
 from service.rollout import Rollout
 from service.schedule import Job, Outcome
 from service.settings import Settings
@@ -33,9 +39,6 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 __all__ = ["Classification", "Classifier", "ModelDescription", "Options", "Timings"]
-
-# gRPC clients without a deadline send an infinite one.
-_LONGEST_TIMEOUT_MS = 600_000.0
 
 
 class Classifier:
@@ -78,6 +81,7 @@ class Classifier:
             formats=settings.image_formats,
         )
         self._is_draining = False
+        self._allowances = Allowances.build(settings, metrics)
 
     @classmethod
     def build(
@@ -122,6 +126,30 @@ class Classifier:
         self._is_draining = True
         await asyncio.to_thread(self._batcher.close, self._settings.shutdown_grace_s)
 
+    def refuse_early(self, options: Options) -> None:
+        """Raises what any image with these options would be refused with now.
+
+        For an edge to ask before it reads one. While nobody is refused it costs nothing.
+
+        Raises:
+            RequestError: As `classify`.
+        """
+        if not self._batcher.is_refusing:
+            return
+        model = self._models.find(options.model)
+        tta, timeout_s = options.check(self._settings.default_timeout_ms)
+        self._batcher.judge(
+            Job(
+                lane=model.lane,
+                prepare=_not_to_be_run,
+                view_count=count_views(tta),
+                encoded_bytes=0,
+                deadline=time.monotonic() + timeout_s,
+                finish=_not_to_be_run,
+                priority=Priority(options.priority),
+            )
+        )
+
     async def classify(self, image: bytes, options: Options) -> Classification:
         """Returns the answer for one encoded image.
 
@@ -133,7 +161,7 @@ class Classifier:
         """
         start = time.monotonic()
         model = self._models.find(options.model)
-        tta, timeout_s = self._check(options)
+        tta, timeout_s = options.check(self._settings.default_timeout_ms)
         level = None
         if options.coverage is not None:
             level = model.decider.find_level(options.coverage, tta)
@@ -151,6 +179,8 @@ class Classifier:
             priority=Priority(options.priority),
             decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
         )
+        if self._allowances is not None:
+            self._allowances.take(job, start)
         self._batcher.submit(job)
         # Its caller is told at the deadline, not at its turn, and its place in the queue is free.
         timer = loop.call_later(timeout_s, self._expire, job, answer)
@@ -177,7 +207,7 @@ class Classifier:
             RequestError: The options are wrong, whatever the images are.
         """
         self._models.find(options.model)
-        self._check(options)
+        options.check(self._settings.default_timeout_ms)
         results = await asyncio.gather(
             *(self.classify(image, options) for image in images), return_exceptions=True
         )
@@ -202,30 +232,9 @@ class Classifier:
         """
         return self._describe(self._models.find(reference))
 
-    def _check(self, options: Options) -> tuple[TtaPolicy, float]:
-        """Returns the policy and the seconds left, refusing what has no meaning."""
-        if options.top_k < 1:
-            raise RequestError(ErrorCode.INVALID_ARGUMENT, "top_k must be at least 1")
-        if not is_tta_policy(options.tta):
-            raise RequestError(
-                ErrorCode.INVALID_ARGUMENT, f"tta must be one of {', '.join(TTA_POLICIES)}"
-            )
-        if options.priority not in tuple(Priority):
-            raise RequestError(
-                ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
-            )
-        timeout_ms = options.timeout_ms
-        if timeout_ms is None:
-            timeout_ms = self._settings.default_timeout_ms
-        if math.isnan(timeout_ms):
-            raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
-        if timeout_ms <= 0:
-            raise _late()
-        return cast("TtaPolicy", options.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
-
     def _expire(self, job: Job, answer: asyncio.Future[Outcome]) -> None:
         self._batcher.withdraw(job)
-        _settle(answer, _late())
+        _settle(answer, late())
 
     def _conclude(
         self,
@@ -315,8 +324,8 @@ class Classifier:
         )
 
 
-def _late() -> RequestError:
-    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before an answer")
+def _not_to_be_run(*_: object) -> Never:
+    raise AssertionError("a job that is only judged never runs")
 
 
 def _settle(answer: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:

@@ -25,6 +25,7 @@ from service.grpc_answer import (
     encode_error,
     encode_model,
 )
+from service.intake import Intake
 from service.metrics import Metrics
 from service.proto import image_classifier_pb2 as messages
 from service.request_id import HEADER, take_request_id
@@ -76,6 +77,7 @@ class ImageClassifier:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        self._intake = Intake.build(settings, metrics)
         self._tracing = tracing
 
     def rpcs(self) -> dict[str, Rpc]:
@@ -177,7 +179,9 @@ class ImageClassifier:
             for name in ("model", "top_k", "tta", "priority", "coverage")
             if request.HasField(name)
         }
-        return await self._classifier.classify(image, Options(**given, timeout_ms=timeout_ms))
+        with self._intake.admit() as held:
+            held.add(len(image))
+            return await self._classifier.classify(image, Options(**given, timeout_ms=timeout_ms))
 
     async def _describe_models(self) -> list[messages.Model]:
         return [encode_model(model) for model in self._classifier.describe_models()]

@@ -31,6 +31,7 @@ from service.http_results import (
 from service.http_sagemaker import SageMaker
 from service.http_tfserving import TfServing
 from service.http_torchserve import TorchServe
+from service.intake import Intake
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.openapi import build_openapi
@@ -81,6 +82,7 @@ def build_http_app(
         router,
         metrics,
         control or AccessControl(None),
+        Intake.build(settings, metrics),
         has_access_log=settings.access_log,
         tracing=tracing,
     )
@@ -143,6 +145,7 @@ class HttpApi:
         options = read_options(scope["query_string"], headers)
         limits = self._settings
         with self._metrics.track_inflight("http"):
+            self._classifier.refuse_early(options)
             body = await read_body(
                 receive,
                 headers,

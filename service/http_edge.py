@@ -24,6 +24,7 @@ from service.access_log import log_access
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, ErrorKey, answer_problem
 from service.http_client import ClientLeftError
+from service.intake import Held, Intake
 from service.metrics import Metrics
 from service.request_id import take_request_id
 
@@ -36,6 +37,10 @@ ANSWER: Final = "fivecrop.answer"
 REQUEST_ID: Final = "fivecrop.request_id"
 _ERROR_KEY: Final = "fivecrop.error_key"
 ACCESS_CONTROL: Final = "fivecrop.access_control"
+INTAKE: Final = "fivecrop.intake"
+
+# Probes and scrapes have none, and are answered however much is going on.
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 # How long a refused upload is still read and thrown away, so that the client, which is busy
 # sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
@@ -75,7 +80,27 @@ class Endpoint:
         control: AccessControl = scope[ACCESS_CONTROL]
         if control.needs_key(self.access):
             control.admit(self.access, _read_credentials(scope))
-        scope[ANSWER] = await self._answer(scope, receive)
+        if scope["method"] in _WITH_BODY:
+            intake: Intake = scope[INTAKE]
+            with intake.admit() as held:
+                scope[ANSWER] = await self._answer(scope, _Counted(receive, held))
+        else:
+            scope[ANSWER] = await self._answer(scope, receive)
+
+
+class _Counted:
+    """Receives what another receives, and counts its bytes."""
+
+    __slots__ = ("_held", "_receive")
+
+    def __init__(self, receive: Receive, held: Held) -> None:
+        self._receive = receive
+        self._held = held
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._held.add(len(message.get("body", b"")))
+        return message
 
 
 class HttpEdge:
@@ -90,6 +115,7 @@ class HttpEdge:
         router: Router,
         metrics: Metrics,
         control: AccessControl,
+        intake: Intake,
         *,
         has_access_log: bool,
         tracing: Tracing | None = None,
@@ -97,6 +123,7 @@ class HttpEdge:
         self.router = router
         self._metrics = metrics
         self._control = control
+        self._intake = intake
         self._has_access_log = has_access_log
         self._tracing = tracing
 
@@ -108,7 +135,13 @@ class HttpEdge:
         started = time.perf_counter()
         # A copy, because a server around this one has its own route and application in there;
         # with an application, Starlette raises for a 405 instead of writing its own text.
-        scope = {**scope, "app": self, "route": None, ACCESS_CONTROL: self._control}
+        scope = {
+            **scope,
+            "app": self,
+            "route": None,
+            ACCESS_CONTROL: self._control,
+            INTAKE: self._intake,
+        }
         request_id = scope[REQUEST_ID] = take_request_id(_read_request_id(scope))
         trace_id = None
         # A GET here is a probe, a scrape or somebody looking around.

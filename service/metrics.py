@@ -30,10 +30,19 @@ _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _OTHER = "other"
 _OPENMETRICS = "application/openmetrics-text"
 
-# Before the queue: it is full, or the model's share of it, the answer would come too late, the
-# server stops. In it: a more deserving job took the place, the deadline passed, nobody waits.
+# At the edges: too much is held there already. Before the queue: the client is over its rate, the
+# queue is full, or the model's share of it, the answer would come too late, the server stops. In
+# the queue: a more deserving job took the place, the deadline passed, nobody waits.
 RejectReason = Literal[
-    "queue_full", "model_quota", "too_late", "draining", "displaced", "expired", "cancelled"
+    "intake_full",
+    "rate_limited",
+    "queue_full",
+    "model_quota",
+    "too_late",
+    "draining",
+    "displaced",
+    "expired",
+    "cancelled",
 ]
 
 

@@ -48,7 +48,6 @@ _NOT_OF_CLASSIFY: Final = frozenset(
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.MODEL_LOAD_FAILED,
         ErrorCode.MEMORY_EXCEEDED,
-        ErrorCode.RATE_LIMITED,
     }
 )
 _MODEL_CODES: Final = (ErrorCode.INVALID_ARGUMENT, ErrorCode.MODEL_NOT_FOUND)

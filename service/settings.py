@@ -129,6 +129,26 @@ class Settings(BaseSettings):
         le=1,
         description="Largest share of the queue that one model may hold while several are served.",
     )
+    max_inflight_requests: int = Field(
+        4096,
+        ge=1,
+        description="Requests over HTTP, and as many over gRPC, being received or answered; "
+        "more is refused.",
+    )
+    max_inflight_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=1,
+        description="Bytes of their bodies, for HTTP and gRPC apart; more is refused.",
+    )
+    rate_limit_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="Images a second that one API key may have classified by each worker; one that "
+        "takes more than 10 ms to decode, and each view of an augmented one, counts as more.",
+    )
+    rate_limit_burst: float = Field(
+        64.0, ge=1, description="Images that an API key which was silent may send at once."
+    )
     default_timeout_ms: float = Field(
         10_000, gt=0, le=600_000, description="Deadline of a request that sets none."
     )

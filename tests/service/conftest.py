@@ -48,6 +48,9 @@ class StubClassifier:
         self.unavailable = ()
         self.rollout = SimpleNamespace()  # its routes exist
 
+    def refuse_early(self, options):
+        pass
+
     async def classify(self, image, options):
         self.calls.append((image, options))
         self.running += 1

@@ -173,9 +173,15 @@ def test_a_job_that_would_be_late_is_refused_and_one_with_more_time_is_not():
     assert not admission.is_late(make_job(lane, deadline=52.0), 50.0)
 
 
-def test_an_idle_server_tries_whatever_it_fears():
-    lane = make_lane(seconds_per_view=1000.0)
-    assert not make_admission().is_late(make_job(lane, deadline=1.0), 0.0)
+def test_a_flow_without_jobs_tries_one_whatever_it_fears():
+    lane, busy = make_lane(seconds_per_view=1000.0), make_lane("b", seconds_per_view=1.0)
+    admission = make_admission(lanes=2)
+    assert not admission.is_late(make_job(lane, deadline=1.0), 0.0)
+    enter(admission, make_job(busy), 100)
+    job = make_job(lane, deadline=1.0)
+    assert not admission.is_late(job, 0.0)
+    admission.enter(job, 0.0)
+    assert admission.is_late(make_job(lane, deadline=1.0), 0.0)
 
 
 def test_one_stall_does_not_make_a_lane_fear_for_long():
