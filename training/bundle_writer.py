@@ -40,13 +40,13 @@ from training.evaluate import (
     is_labelled,
     score_images,
 )
-from training.golden import write_golden
+from training.golden import check_golden, write_golden
 from training.parity import GATES, check_parity, finite_expectation, parity_views
 from training.reference import describe_reference
 from training.report import write_report
 from training.session import PROBABILITIES, open_session, output_shapes
 
-MODEL_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+MODEL_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
 Precision = str
 Answers = dict[tuple[Precision, TtaPolicy], ScoredImages]
@@ -126,7 +126,11 @@ class BundleWriter:
         plain = answers["fp32", "none"]
         self._tell("golden samples")
         session = open_session(staging / MODEL_FILES["fp32"])
-        write_golden(staging, session, self.images, self.facts.preprocess, plain.probabilities)
+        golden = write_golden(
+            staging, session, self.images, self.facts.preprocess, plain.probabilities
+        )
+        for variant in variants:
+            check_golden(staging, golden, self.facts.preprocess, variant)
         evaluations = {
             key: evaluate_scores(scored.probabilities, self.images, tta=key[1])
             for key, scored in answers.items()

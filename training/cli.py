@@ -31,6 +31,10 @@ _repository_option = click.option(
     show_default=True,
     help="The folder of bundles.",
 )
+_fp16_option = click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
+_int8_option = click.option(
+    "--int8", is_flag=True, help="Add an 8-bit variant, for CPUs, if it is as good and faster."
+)
 _json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -78,7 +82,8 @@ def train(
 @click.option("--name", required=True, help="Of the model in the repository.")
 @_repository_option
 @click.option("--licence", help="Of the model; default: that of the recipe's data.")
-@click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
+@_fp16_option
+@_int8_option
 @click.option(
     "--tta",
     type=click.Choice(_TTA),
@@ -103,6 +108,7 @@ def export(
     repository: Path,
     licence: str | None,
     fp16: bool,
+    int8: bool,
     tta: tuple[TtaPolicy, ...],
     target_accuracy: float | None,
     class_thresholds: bool,
@@ -114,6 +120,7 @@ def export(
 
     options = ExportOptions(
         has_fp16=fp16,
+        has_int8=int8,
         tta_policies=tta,
         target_accuracy=target_accuracy,
         has_class_thresholds=class_thresholds,
@@ -156,7 +163,8 @@ def export(
 @_repository_option
 @click.option("--licence", help="Of the weights; default: what their provider states.")
 @click.option("--accept-licence", is_flag=True, help="Import weights that are not free.")
-@click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
+@_fp16_option
+@_int8_option
 @_json_option
 def import_weights(
     arch: str,
@@ -171,6 +179,7 @@ def import_weights(
     licence: str | None,
     accept_licence: bool,
     fp16: bool,
+    int8: bool,
     is_json: bool,
 ) -> None:
     """Publish weights that others trained as a gated bundle and print its folder."""
@@ -189,7 +198,9 @@ def import_weights(
     )
     # Download tools talk on stdout, which is for data.
     with redirect_stdout(sys.stderr):
-        folder = import_bundle(request, repository, has_fp16=fp16, on_stage=_tell_stage)
+        folder = import_bundle(
+            request, repository, has_fp16=fp16, has_int8=int8, on_stage=_tell_stage
+        )
     _print_bundle(folder, is_json)
 
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.bundle.decode import Limits, decode, sniff
-from service.bundle.manifest import Golden, GoldenSample, Preprocess
+from service.bundle.manifest import Golden, GoldenSample, Preprocess, Variant
 from service.bundle.postprocess import top_k
 from service.bundle.preprocess import prepare
 from service.bundle.repository import GOLDEN_FILE
 from training.data import Dataset
 from training.errors import TrainingError
-from training.session import run_views
+from training.session import open_session, run_views
 
 SAMPLES = 8
 # Larger files are made again at the size that the model needs.
@@ -56,6 +56,24 @@ def write_golden(
     golden = Golden(samples=tuple(samples))
     (folder / GOLDEN_FILE).write_text(golden.model_dump_json() + "\n", encoding="utf-8")
     return golden
+
+
+def check_golden(folder: Path, golden: Golden, preprocess: Preprocess, variant: Variant) -> None:
+    """Makes sure that a variant answers the golden samples as it must to be served.
+
+    Raises:
+        TrainingError: It does not: a service would refuse the bundle.
+    """
+    session = open_session(folder / variant.file)
+    for sample in golden.samples:
+        data = (folder / sample.file).read_bytes()
+        answer = run_views(session, prepare(data, preprocess, limits=Limits()).views)[0][0]
+        difference = float(np.abs(answer - np.asarray(sample.probabilities)).max())
+        if not difference <= variant.golden_tolerance or answer.argmax() != sample.top[0]:
+            raise TrainingError(
+                f"{variant.precision} answers {sample.file} otherwise: off by {difference:.2g}, "
+                f"allowed {variant.golden_tolerance:.2g}"
+            )
 
 
 def choose_samples(probabilities: NDArray[np.float32]) -> list[int]:

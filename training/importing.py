@@ -71,6 +71,7 @@ def import_bundle(
     repository: Path,
     *,
     has_fp16: bool = False,
+    has_int8: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> Path:
     """Publishes the requested weights as a bundle and returns its folder.
@@ -107,7 +108,7 @@ def import_bundle(
         ),
         notes=_notes(request),
     )
-    options = ExportOptions(is_calibrated=False, has_fp16=has_fp16)
+    options = ExportOptions(is_calibrated=False, has_fp16=has_fp16, has_int8=has_int8)
     return export_network(network, facts, images, repository, options, on_stage)
 
 
