@@ -138,7 +138,9 @@ def export(
 
 
 @click.command("import")
-@click.option("--arch", required=True, help="timm:NAME, torchvision:NAME or seed:NAME.")
+@click.option("--arch", help="timm:NAME, torchvision:NAME or seed:NAME.")
+@click.option("--onnx", type=_ANY_PATH, help="Instead: a classifier in an ONNX file.")
+@click.option("--onnx-output", help="Its output of the classes, where it has several.")
 @click.option("--name", required=True, help="Of the model in the repository.")
 @click.option("--weights", type=_ANY_PATH, help="A .safetensors file; default: download them.")
 @click.option(
@@ -167,7 +169,9 @@ def export(
 @_int8_option
 @_json_option
 def import_weights(
-    arch: str,
+    arch: str | None,
+    onnx: Path | None,
+    onnx_output: str | None,
     name: str,
     weights: Path | None,
     random_weights: bool,
@@ -183,6 +187,25 @@ def import_weights(
     is_json: bool,
 ) -> None:
     """Publish weights that others trained as a gated bundle and print its folder."""
+    if (arch is None) == (onnx is None):
+        raise click.UsageError("give --arch or --onnx")
+    if onnx is not None:
+        if weights or random_weights or fp16 or int8:
+            raise click.UsageError("an ONNX file is imported as it is, with its own weights")
+        from training.importing_onnx import OnnxRequest, import_onnx
+
+        classifier = OnnxRequest(
+            file=onnx,
+            name=name,
+            labels=labels,
+            preprocess=preprocess,
+            output=onnx_output,
+            images=images,
+            licence=licence or "unknown",
+        )
+        _print_bundle(import_onnx(classifier, repository, _tell_stage), is_json)
+        return
+    assert arch is not None
     from training.importing import ImportRequest, import_bundle
 
     request = ImportRequest(

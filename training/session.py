@@ -37,10 +37,18 @@ def open_session(model: Path) -> ort.InferenceSession:
 
 
 def run_views(session: ort.InferenceSession, views: Views) -> list[NDArray[np.float32]]:
-    """Returns probabilities [N, C] and, if the graph has one, the embedding [N, D] of the views."""
+    """Returns probabilities [N, C] and, if the graph has one, the embedding [N, D] of the views.
+
+    Raises:
+        TrainingError: The graph does not run on so many views.
+    """
     names = [output.name for output in session.get_outputs()]
     wanted = [name for name in (PROBABILITIES, EMBEDDING) if name in names]
-    outputs: list[NDArray[np.float32]] = session.run(wanted, {INPUT: views})
+    try:
+        outputs: list[NDArray[np.float32]] = session.run(wanted, {INPUT: views})
+    except Exception as error:  # as above
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"the graph fails on a batch of {len(views)}: {reason}") from error
     return outputs
 
 
