@@ -16,6 +16,8 @@ from service.priority import WEIGHT, Priority
 # A new measurement moves what is expected by a tenth; one that is far out, as when the machine
 # stalls, counts as four times what was expected at most.
 _NEW_SHARE: Final = 0.1
+# Shorter waits are the whims of the scheduler of the system, not of a queue.
+_PREDICTABLE_S: Final = 1e-3
 _MOST_TIMES: Final = 4.0
 
 
@@ -99,7 +101,7 @@ class Flow:
         Newcomers to other flows take their share of the time that a job waits here, and only
         experience tells how many come.
         """
-        return max(1.0, self._actual_s / self._predicted_s) if self._predicted_s else 1.0
+        return max(1.0, self._actual_s / max(self._predicted_s, _PREDICTABLE_S))
 
     def note_wait(self, predicted_s: float, actual_s: float) -> None:
         """Learns from a job whose turn came."""

@@ -194,6 +194,19 @@ def test_one_stall_does_not_make_a_lane_fear_for_long():
     assert lane.seconds_per_view == pytest.approx(0.080, rel=0.05)
 
 
+def test_waits_too_short_to_predict_make_nobody_late():
+    """A model of microseconds: what its jobs really wait for is the scheduler of the system."""
+    lane, admission = make_lane(seconds_per_view=1e-6), make_admission()
+    for _ in range(50):
+        job = make_job(lane)
+        job.predicted_wait_s = 1e-6
+        admission.enter(job, 0.0)
+        admission.note_turn(job, 0.01)
+        admission.leave(job)
+    enter(admission, make_job(lane), 100)
+    assert admits(admission, make_job(lane, deadline=1.0), 0.0)
+
+
 def test_the_header_estimate_is_corrected_by_what_decoding_took():
     lane = make_lane()
     for _ in range(60):
