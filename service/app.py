@@ -87,7 +87,8 @@ class Fivecrop:
         # What start-up made lives as long as the process: the collector need not visit it again.
         gc.collect()
         gc.freeze()
-        link.tell_ready(on_supervisor_gone=self.worker.drain)
+        self.worker.join_others(link.tell_others)
+        link.tell_ready(on_supervisor_gone=self.worker.drain, follow=self.worker.follow)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:

@@ -6,12 +6,10 @@ until a command needs it, so `fivecrop --help` answers in a fraction of a second
 
 from __future__ import annotations
 
-import json
-import sys
 import typing
 from enum import Enum, EnumType
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
@@ -19,8 +17,6 @@ from service.command_group import CommandGroup
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-    from service.bundle.repository import Bundle
 
 
 def _make_serve() -> click.Command:
@@ -81,66 +77,9 @@ def _serve(**options: object) -> None:
 
 
 def _make_models() -> click.Command:
-    return click.Command(
-        "models",
-        callback=_list_models,
-        params=[
-            click.Option(["--model-repository"], metavar="FOLDER", help="Folder of bundles."),
-            click.Option(["--json", "as_json"], is_flag=True, help="Write JSON."),
-        ],
-        help="List the bundles of a repository: name, version, digest and top-1 accuracy.",
-    )
+    from service.models_command import models
 
-
-def _list_models(model_repository: str | None, *, as_json: bool) -> None:
-    from service.bundle.repository import list_versions, read_bundle
-    from service.settings import load_settings
-
-    given = {} if model_repository is None else {"model_repository": model_repository}
-    repository = load_settings(**given).model_repository
-    rows = [
-        _describe_bundle(read_bundle(repository / name / str(version)))
-        for name, versions in list_versions(repository).items()
-        for version in versions
-    ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        _print_table(rows)
-
-
-def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    measured = next((m for m in manifest.metrics if m.variant == "fp32"), None)
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "digest": bundle.digest,
-        "classes": len(manifest.labels),
-        "variants": [variant.precision for variant in manifest.variants],
-        "top1": None if measured is None else measured.top1,
-        "measured_on": None if measured is None else f"{measured.dataset} {measured.split}",
-    }
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "version", "digest", "classes", "variants", "top-1", "measured on")
-    for row in rows:
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.2%}"
-        table.add_row(
-            row["name"],
-            str(row["version"]),
-            row["digest"][:12],
-            str(row["classes"]),
-            " ".join(row["variants"]),
-            top1,
-            row["measured_on"] or "-",
-        )
-    # As wide as the table needs: the width of a terminal means nothing to a file or a pipe.
-    Console(file=sys.stdout, width=10_000).print(table)
+    return models
 
 
 def _make_keys() -> click.Command:
@@ -152,7 +91,7 @@ def _make_keys() -> click.Command:
 class _Commands(CommandGroup):
     LAZY: ClassVar = {
         "serve": (_make_serve, "Serve models over HTTP and gRPC."),
-        "models": (_make_models, "List the bundles of a repository."),
+        "models": (_make_models, "List bundles; load, unload and label what a service serves."),
         "keys": (_make_keys, "Make, list and revoke API keys."),
     }
 

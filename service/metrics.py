@@ -163,6 +163,12 @@ class Metrics:
         self._predictions_of = cache(self._predictions.labels)
         self._top1_score_of = cache(self._top1_score.labels)
 
+        self._repository_failures = Counter(
+            "fivecrop_model_repository_failures",
+            "Looks at the model repository that failed.",
+            registry=registry,
+        )
+
     def observe_request(
         self,
         *,
@@ -232,6 +238,10 @@ class Metrics:
         # Several workers share their series in files, which none of them can take one out of.
         self._model_info.labels(model, str(version), variant, provider, digest[:12]).set(0)
         self._labels = {key for key in self._labels if key[:2] != (model, str(version))}
+
+    def count_repository_failure(self) -> None:
+        """Counts a look at the repository that failed."""
+        self._repository_failures.inc()
 
     def count_load_failure(self, model: str) -> None:
         """Counts a bundle that did not prove itself."""

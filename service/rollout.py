@@ -29,6 +29,8 @@ from service.version_policy import parse_policies, parse_policy
 # Longer than any deadline: by then each job of a model was answered, or its engine hangs.
 _LONGEST_DRAIN_S: Final = 660.0
 
+TellOthers = Callable[[str, Collection[int]], Awaitable[bool]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,15 +40,15 @@ class Rollout:
     Attributes:
         models: The table that requests are looked up in.
         batcher: What runs them.
-        tell_others: Called after a change with the name of its model; returns, when the other
-            workers have followed, whether all of them could.
+        tell_others: Called after a change with the name of its model and the versions that serve;
+            returns, when the other workers have followed, whether all of them serve the same.
     """
 
     def __init__(self, live: LiveSet, orders: OrdersFile, models: Models, batcher: Batcher) -> None:
         """Takes the parts; `start` makes them."""
         self.models = models
         self.batcher = batcher
-        self.tell_others: Callable[[str], Awaitable[bool]] | None = None
+        self.tell_others: TellOthers | None = None
         self._live = live
         self._orders = orders
         self._changing = asyncio.Lock()
@@ -142,6 +144,10 @@ class Rollout:
             gone = self._commit(settled)
         await self._free(gone)
 
+    def versions(self, name: str) -> list[int]:
+        """Returns the versions of a model that serve."""
+        return sorted(model.version for model in self.models if model.name == name)
+
     async def _change(
         self,
         name: str,
@@ -157,7 +163,7 @@ class Rollout:
             except StartError as error:
                 raise self._refusal(error) from error
         await self._free(gone)
-        if self.tell_others is not None and not await self.tell_others(name):
+        if self.tell_others is not None and not await self.tell_others(name, self.versions(name)):
             raise RequestError(
                 ErrorCode.MODEL_LOAD_FAILED, "another worker could not follow; its log says why"
             )

@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import SettingsError
 
 PREFIX = "FIVECROP_"
+# Not a setting: the key that `fivecrop models` uses.
+CLIENT_KEY = f"{PREFIX}KEY"
 
 
 class ProviderChoice(StrEnum):
@@ -73,6 +75,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Memory for models, in MiB, by an estimate of each; one that does not fit "
         "beside those that are loaded is refused.",
+    )
+    model_watch: bool = Field(
+        False,
+        description="Serve what is published to the repository without being asked to.",
     )
     model_orders: Path | None = Field(
         None,
@@ -269,7 +275,7 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         SettingsError: A variable is unknown or a value is out of its bounds; one line.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
     if unknown := sorted(n for n in os.environ if n.upper().startswith(PREFIX) and n not in known):
         raise SettingsError(f"unknown setting {', '.join(unknown)}")
     try:

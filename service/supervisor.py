@@ -24,6 +24,7 @@ from pathlib import Path
 from service.errors import StartError
 from service.log import toggle_debug
 from service.ports import Ports
+from service.relay import Relay
 from service.settings import Settings
 from service.worker_process import WorkerProcess, describe_exit
 
@@ -84,6 +85,7 @@ class _Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._serving: set[int] = set()
         self._ended_in_order = True
+        self._relay = Relay(lambda index, line: self._workers[index].tell(line))
 
     async def run(self) -> bool:
         loop = asyncio.get_running_loop()
@@ -131,10 +133,14 @@ class _Supervisor:
         """Returns, when a worker that serves has ended, the seconds that it did."""
         start = time.monotonic()
         self._serving.add(worker.index)
+        self._relay.join(worker.index, is_late=self._is_announced)
+        hearing = asyncio.create_task(self._hear(worker))
         if not self._is_announced and len(self._serving) == self._settings.workers:
             self._is_announced = True
             self._announce(_describe_addresses(self._settings))
         code = await worker.wait()
+        hearing.cancel()
+        self._relay.leave(worker.index)
         self._serving.discard(worker.index)
         self._forget_gauges(worker.pid)
         if self._stopping.is_set():
@@ -147,6 +153,11 @@ class _Supervisor:
                 describe_exit(code),
             )
         return time.monotonic() - start
+
+    async def _hear(self, worker: WorkerProcess) -> None:
+        with suppress(ConnectionError):
+            async for line in worker.hear():
+                self._relay.hear(worker.index, line)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

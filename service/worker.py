@@ -27,7 +27,9 @@ from service.live_workers import WorkersCollector, list_live_workers
 from service.log import configure_log, toggle_debug
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
+from service.repository_watch import RepositoryWatch
 from service.request_id import take_request_id
+from service.rollout import TellOthers
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Worker:
         self.http_app = http_app
         self._classifier = classifier
         self._tracing = tracing
+        self._watch: RepositoryWatch | None = None
         self._log_level = settings.log_level
         self._drain_s = settings.drain_s
         self._drain = Drain(classifier, grpc_server, settings, self._close_connections)
@@ -81,6 +84,9 @@ class Worker:
         await grpc_server.start()
         worker = cls(settings, classifier, http_app, grpc_server, tracing)
         worker._listen_for_signals()
+        if settings.model_watch and classifier.rollout is not None:
+            worker._watch = RepositoryWatch(settings.model_repository, classifier.rollout, metrics)
+            worker._watch.start()
         return worker
 
     async def classify(self, image: bytes) -> dict[str, Any]:
@@ -93,8 +99,27 @@ class Worker:
         """Starts to drain, as on SIGTERM."""
         self._drain.start(self._drain_s)
 
+    def join_others(self, tell_others: TellOthers) -> None:
+        """Lets the other workers of the server follow what is changed through this one."""
+        if self._classifier.rollout is not None:
+            self._classifier.rollout.tell_others = tell_others
+
+    async def follow(self, name: str | None) -> list[int]:
+        """Serves what another worker found good; returns the versions that now serve.
+
+        Raises:
+            BundleError: The repository or the orders cannot be read.
+        """
+        rollout = self._classifier.rollout
+        if rollout is None:
+            return []
+        await rollout.follow(None if name is None else {name}, retry=name is not None)
+        return [] if name is None else rollout.versions(name)
+
     async def finish(self) -> None:
         """Returns when nothing is in flight any more."""
+        if self._watch is not None:
+            await self._watch.stop()
         await self._drain.finish()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
@@ -30,8 +31,7 @@ class WorkerProcess:
     ) -> None:
         self.index = index
         self._process = process
-        # The writer is never written to; it keeps our end of the socket open.
-        self._link, self._open_end = link
+        self._link, self._writer = link
 
     @classmethod
     async def start(
@@ -74,10 +74,20 @@ class WorkerProcess:
             f"worker {self.index} ended while it started ({describe_exit(code)}); see above"
         )
 
+    async def hear(self) -> AsyncIterator[str]:
+        """Yields what the worker says after it was ready, until it ends."""
+        while line := await self._link.readline():
+            yield line.decode().strip()
+
+    def tell(self, line: str) -> None:
+        """Says something to the worker, unless it has ended."""
+        if not self._writer.is_closing():
+            self._writer.write(f"{line}\n".encode())
+
     async def wait(self) -> int:
         """Returns the exit code once it has ended; negative means by that signal."""
         code = await self._process.wait()
-        self._open_end.close()
+        self._writer.close()
         return code
 
     def send(self, number: signal.Signals) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,51 @@ def test_the_lines_about_keys_lock_the_server(readme, start_server, tmp_path):
         curl = shlex.split(on_ports(ask.replace("$KEY", given), server))
         shown = subprocess.run([*curl, "-s"], cwd=ROOT, capture_output=True, check=True).stdout
         assert json.loads(shown).get("code") == code
+
+
+def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
+    readme, start_server, tmp_path, wait_until
+):
+    text = section(readme, "Roll out a new version")
+    (start, steps) = re.findall(r"```\n(.*?)```", text, re.S)
+    make_key, serve = start.strip().splitlines()
+    assert serve.endswith("serve --api-keys keys.json --model-watch")
+    repository = tmp_path / "models"
+    shutil.copytree(ROOT / "exported_models", repository)
+    keys = tmp_path / "keys.json"
+    programs = f"{Path(sys.executable).parent}/"
+
+    def run(line):
+        script = line.replace(".venv/bin/", programs).replace("keys.json", str(keys))
+        if "fivecrop models" in script:
+            script += f" --url http://127.0.0.1:{server.http_port}"
+        shown = subprocess.run(
+            ["bash", "-ec", script],
+            cwd=ROOT,
+            env={**os.environ, "FIVECROP_KEY": key},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        return shown.stdout
+
+    key = ""
+    key = run(make_key.removeprefix("export FIVECROP_KEY=$(").removesuffix(")")).strip()
+    server = start_server(repository, api_keys=keys, model_watch=True).wait_ready()
+    label, export, canary, ask, promote, show = steps.strip().splitlines()
+    run(label)
+    # What the export does in the end: a new version appears at once.
+    assert " export " in export
+    new = repository / "cifar10-airbench/2"
+    shutil.copytree(repository / "cifar10-airbench/1", repository / ".staging/2")
+    manifest = repository / ".staging/2/bundle.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
+    (repository / ".staging/2").rename(new)
+    wait_until(lambda: len(json.loads(run(f"{show} --json"))["models"]) == 2, "version 2 serves")
+    run(canary)
+    for line, version in ((ask, 2), (ask.replace("@canary", ""), 1)):
+        answer = run(on_ports(line, server).replace("curl ", "curl -s "))
+        assert json.loads(answer)["version"] == version
+    run(promote)
+    wait_until(lambda: len(json.loads(run(f"{show} --json"))["models"]) == 1, "version 1 is freed")
+    assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ canary stable", run(show))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.metadata
 import json
 import subprocess
 import sys
+import threading
 
 import click
 import pytest
@@ -191,3 +193,85 @@ def test_error_with_line_breaks_is_still_one_line(run, add_plugin):
 def test_every_registered_command_is_there(run):
     for name, plugin in command_group._find_plugins().items():
         assert isinstance(plugin.load(), click.Command), name
+
+
+class FakeService:
+    """Answers as a service does, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self):
+                length = int(self.headers.get("content-length", 0))
+                body = self.rfile.read(length).decode()
+                key = self.headers.get("authorization")
+                service.asked.append((self.command, self.path, body, key))
+                is_wrong = "absent" in self.path
+                document = {
+                    "models": [],
+                    "unavailable": [
+                        {"name": "m", "version": 3, "state": "failed", "reason": "a [flipped] bit"}
+                    ],
+                }
+                problem = {"detail": "no such model", "code": "model_not_found"}
+                self.send_response(404 if is_wrong else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps(problem if is_wrong else document).encode())
+
+            do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def service():
+    fake = FakeService()
+    thread = threading.Thread(target=fake.server.serve_forever)
+    thread.start()
+    yield fake
+    fake.server.shutdown()
+    thread.join()
+    fake.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("list",), ("GET", "/v1/models", "")),
+        (("load", "m"), ("POST", "/v1/models/m:load", "")),
+        (("load", "m@2"), ("POST", "/v1/models/m/versions/2:load", "")),
+        (("unload", "m@2"), ("POST", "/v1/models/m/versions/2:unload", "")),
+        (("reload", "a/b?c"), ("POST", "/v1/models/a%2Fb%3Fc:reload", "")),
+        (("label", "m@2", "stable"), ("PUT", "/v1/models/m/labels/stable", '{"version": 2}')),
+        (("label", "m", "stable", "--remove"), ("DELETE", "/v1/models/m/labels/stable", "")),
+    ],
+)
+def test_models_commands_ask_the_service_with_the_key(run, service, monkeypatch, arguments, asked):
+    monkeypatch.setenv("FIVECROP_KEY", "fc_a_b")
+    result = run("models", *arguments, "--url", service.url)
+    assert result.exit_code == 0, result.output
+    assert service.asked == [(*asked, "Bearer fc_a_b")]
+    assert "failed: a [flipped] bit" in result.stdout
+
+
+def test_models_tell_in_one_line_why_the_service_refused(run, service):
+    result = run("models", "load", "absent", "--url", service.url)
+    assert result.exit_code == 2
+    assert result.stderr == "fivecrop: error: no such model (model_not_found)\n"
+    for url, text in (("http://127.0.0.1:1", "does not answer"), ("file:///x", "not an http")):
+        result = run("models", "list", "--url", url)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert text in result.stderr
+    result = run("models", "label", "m", "stable", "--url", service.url)
+    assert "NAME@VERSION" in result.stderr
+
+
+def test_the_key_of_the_client_is_no_unknown_setting(run, served, monkeypatch):
+    monkeypatch.setenv("FIVECROP_KEY", "fc_a_b")
+    assert run("serve").exit_code == 0

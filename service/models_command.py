@@ -1,0 +1,169 @@
+"""`fivecrop models`: the bundles of a repository, and what a running service serves of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from service.bundle.repository import Bundle, list_versions, read_bundle
+from service.errors import StartError
+from service.service_client import ServiceClient
+from service.settings import CLIENT_KEY, load_settings
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+
+
+def _of_service(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of a command that speaks to a running service."""
+    url = click.option(
+        "--url", default="http://127.0.0.1:3000", show_default=True, help="Of the service."
+    )
+    key = click.option(
+        "--key", envvar=CLIENT_KEY, help=f"API key with the scope `admin`; or in {CLIENT_KEY}."
+    )
+    return url(key(command))
+
+
+@click.group(invoke_without_command=True)
+@click.option("--model-repository", metavar="FOLDER", help="Folder of bundles.")
+@_JSON
+@click.pass_context
+def models(ctx: click.Context, model_repository: str | None, *, as_json: bool) -> None:
+    """List the bundles of a repository: name, version, digest and top-1 accuracy.
+
+    With a command: say what a running service should serve of them.
+    """
+    if ctx.invoked_subcommand is None:
+        _list_bundles(model_repository, as_json=as_json)
+
+
+@models.command("list")
+@_JSON
+@_of_service
+def list_served(url: str, key: str | None, *, as_json: bool) -> None:
+    """List what a running service serves, and what it does not and why."""
+    _show(ServiceClient(url, key).ask("GET", "/v1/models"), as_json=as_json)
+
+
+@models.command()
+@click.argument("reference", metavar="NAME[@VERSION]")
+@_of_service
+def load(reference: str, url: str, key: str | None) -> None:
+    """Serve a version; without one, what the version policy chooses."""
+    _show(ServiceClient(url, key).ask("POST", f"{_path(reference)}:load"))
+
+
+@models.command()
+@click.argument("reference", metavar="NAME[@VERSION]")
+@_of_service
+def unload(reference: str, url: str, key: str | None) -> None:
+    """Serve a version no more; without one, the whole model."""
+    _show(ServiceClient(url, key).ask("POST", f"{_path(reference)}:unload"))
+
+
+@models.command()
+@click.argument("name")
+@_of_service
+def reload(name: str, url: str, key: str | None) -> None:
+    """Serve what the repository holds now."""
+    _show(ServiceClient(url, key).ask("POST", f"{_path(name)}:reload"))
+
+
+@models.command()
+@click.argument("reference", metavar="NAME@VERSION")
+@click.argument("label")
+@click.option("--remove", is_flag=True, help="Take the label away; then a NAME is enough.")
+@_of_service
+def label(reference: str, label: str, url: str, key: str | None, *, remove: bool) -> None:
+    """Let NAME@LABEL mean a version; `stable` is what NAME alone means."""
+    name, _, version = reference.partition("@")
+    path = f"{_path(name)}/labels/{quote(label, safe='')}"
+    client = ServiceClient(url, key)
+    if remove:
+        _show(client.ask("DELETE", path))
+    elif version.isdecimal():
+        _show(client.ask("PUT", path, {"version": int(version)}))
+    else:
+        raise StartError(f"{reference!r} names no version: NAME@VERSION")
+
+
+def _path(reference: str) -> str:
+    name, _, version = reference.partition("@")
+    path = f"/v1/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _show(answer: dict[str, Any], *, as_json: bool = False) -> None:
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    table = Table("model", "version", "state", "labels", "runs on", "digest")
+    for row in answer["models"]:
+        table.add_row(
+            row["name"],
+            str(row["version"]),
+            row["state"],
+            " ".join(row["version_labels"]),
+            f"{row['provider']} {row['variant']}",
+            row["digest"][:12],
+        )
+    for row in answer["unavailable"]:
+        reason = f": {row['reason']}" if row["reason"] else ""
+        table.add_row(row["name"], str(row["version"]), row["state"] + reason, "", "", "")
+    _print(table)
+
+
+def _list_bundles(model_repository: str | None, *, as_json: bool) -> None:
+    given = {} if model_repository is None else {"model_repository": model_repository}
+    repository = load_settings(**given).model_repository
+    rows = [
+        _describe_bundle(read_bundle(repository / name / str(version)))
+        for name, versions in list_versions(repository).items()
+        for version in versions
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    measured = next((m for m in manifest.metrics if m.variant == "fp32"), None)
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": bundle.digest,
+        "classes": len(manifest.labels),
+        "variants": [variant.precision for variant in manifest.variants],
+        "top1": None if measured is None else measured.top1,
+        "measured_on": None if measured is None else f"{measured.dataset} {measured.split}",
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table("model", "version", "digest", "classes", "variants", "top-1", "measured on")
+    for row in rows:
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2%}"
+        table.add_row(
+            row["name"],
+            str(row["version"]),
+            row["digest"][:12],
+            str(row["classes"]),
+            " ".join(row["variants"]),
+            top1,
+            row["measured_on"] or "-",
+        )
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # As wide as the table needs: the width of a terminal means nothing to a file or a pipe.
+    Console(file=sys.stdout, width=10_000, markup=False).print(table)
