@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from service.bundle.manifest import Normalisation, Size
 from training.errors import TrainingError
+from training.models.classifier import EmbeddingModel
 from training.models.normalise import Normalise
-from training.models.registry import EmbeddingModel
 from training.session import EMBEDDING, INPUT, PROBABILITIES
 
 

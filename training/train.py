@@ -46,6 +46,7 @@ from training.hardware import (
 )
 from training.loading import Batch, Loader, MemoryLoader, split_views
 from training.models.airbench import Airbench
+from training.models.auxiliary import logits_for_training
 from training.models.normalise import Normalise
 from training.models.registry import build_model
 from training.optim import build_optimizer, lr_factor, set_lr
@@ -201,12 +202,16 @@ class _Session:
         freeze(self.net, recipe.train, epochs=self.step / self.loader.batches_per_epoch)
 
         with torch.autocast(self.target.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.net(self.normalise(views)).float()
-        loss = functional.cross_entropy(
-            logits, labels, label_smoothing=recipe.train.label_smoothing
-        )
+            logits, auxiliary = logits_for_training(self.net, self.normalise(views))
+        smoothing = recipe.train.label_smoothing
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        total = loss
+        for weight, other in auxiliary:
+            total = total + weight * functional.cross_entropy(
+                other.float(), labels, label_smoothing=smoothing
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total.backward()  # type: ignore[no-untyped-call]
         if recipe.optim.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.optim.clip_grad_norm)
         self.optimizer.step()

@@ -8,8 +8,9 @@ from service.bundle.manifest import Normalisation
 from training.checkpoint import load_weights
 from training.errors import TrainingError
 from training.models.airbench import Airbench
+from training.models.classifier import EmbeddingModel
 from training.models.normalise import Normalise
-from training.models.registry import EmbeddingModel, build_model
+from training.models.registry import build_model
 
 SEEDS = ["seed:airbench", "seed:lenet5", "seed:squeezenet1_1"]
 
@@ -132,7 +133,7 @@ def test_normalise_shows_what_the_manifest_says():
     [
         ("resnet18", "expected one of seed, torchvision, timm and a name"),
         ("hub:resnet18", "expected one of seed, torchvision, timm and a name"),
-        ("seed:resnet18", "unknown, there are airbench, lenet5, squeezenet1_1"),
+        ("seed:resnet18", "unknown, close are resnet18_v1, .* `fivecrop arch list` has them all"),
         ("torchvision:resnet19", "no such classifier"),
         ("torchvision:fcn_resnet50", "no such classifier"),
         ("timm:resnet19", "no such model"),

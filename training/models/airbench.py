@@ -43,7 +43,8 @@ class Airbench(nn.Module):
 
     def _whiten(self, images: Tensor) -> Tensor:
         kind = images.device.type
-        if not torch.is_autocast_enabled(kind):
+        # The meta device, on which shapes are reckoned, knows no autocast.
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
             whitened: Tensor = self.whiten(images)
             return whitened
         # Whitening is differences of neighbours, enlarged up to 40 times: in bf16 the directions of

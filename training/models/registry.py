@@ -4,39 +4,34 @@ A built network maps float32 normalised images [N, 3, H, W] to logits [N, C]. Ne
 also an `EmbeddingModel`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from __future__ import annotations
 
-import timm
-import torchvision
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.airbench import Airbench
-from training.models.lenet import LeNet5
-from training.models.squeezenet import SqueezeNet11
+from training.models.auxiliary import WithAuxiliary
+from training.models.classifier import EmbeddingModel
+from training.models.ensemble import Ensemble, FeatureFusion
+from training.models.seeds import SEED_MODELS
 from training.models.with_head import split_head
 
 Option = int | float | str | bool
 
-SEED_MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    "airbench": Airbench,
-    "lenet5": LeNet5,
-    "squeezenet1_1": SqueezeNet11,
-}
-# Both would warn that their initialisation is about to change, and return a tuple while training.
+# Made of other networks, which are built here.
+JOINED = ("ensemble", "feature_fusion")
+# Both would warn that their initialisation is about to change. The option `aux_logits` brings their
+# auxiliary classifiers.
 _TORCHVISION_OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
-
-
-@runtime_checkable
-class EmbeddingModel(Protocol):
-    """A network that also gives the features that its classifier reads."""
-
-    def forward_with_embedding(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [N, C] and the embedding [N, D], in one pass."""
+# What their losses count: from arXiv 1409.4842, and from the authors' TensorFlow code.
+_AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3, "Inception3": 0.4}
+_AUXILIARY_HEADS = ("aux1.fc2", "aux2.fc2", "AuxLogits.fc")
 
 
 def build_model(
@@ -68,7 +63,7 @@ def build_model(
         raise TrainingError(f"{architecture}: give weights or ask for the hub's, not both")
     try:
         net = builder(name, classes, is_pretrained, {} if options is None else options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TrainingError(f"{architecture}: {error}") from error
     if weights is not None:
         _load_exactly(net, weights, architecture)
@@ -78,16 +73,51 @@ def build_model(
 def _build_seed(
     name: str, classes: int, is_pretrained: bool, options: Mapping[str, Option]
 ) -> nn.Module:
+    if name in JOINED:
+        texts: dict[str, Any] = dict(options)
+        return _build_joined(name, classes, is_pretrained, **texts)
     if name not in SEED_MODELS:
-        raise TrainingError(f"seed:{name}: unknown, there are {', '.join(SEED_MODELS)}")
+        close = difflib.get_close_matches(name, [*SEED_MODELS, *JOINED], n=3, cutoff=0)
+        raise TrainingError(
+            f"seed:{name}: unknown, close are {', '.join(close)}; `fivecrop arch list` has them all"
+        )
     if is_pretrained:
         raise TrainingError(f"seed:{name}: no hub has weights of it; give a file")
     return SEED_MODELS[name](classes, **options)
 
 
+def _build_joined(
+    name: str,
+    classes: int,
+    is_pretrained: bool,
+    *,
+    members: str = "",
+    weights: str = "",
+    scales: str = "",
+    mean: str = "probabilities",
+    size: int = 96,
+) -> nn.Module:
+    """Build a net of several; `members`, `weights` and `scales` are separated by commas."""
+    built = [
+        build_model(
+            member.strip(),
+            classes=classes,
+            is_pretrained=is_pretrained and not member.strip().startswith("seed:"),
+        )
+        for member in members.split(",")
+    ]
+    factors = [float(one) for one in scales.split(",")] if scales else None
+    if name == "feature_fusion":
+        return FeatureFusion(built, classes, size, factors)
+    shares = [float(one) for one in weights.split(",")] if weights else None
+    return Ensemble(built, shares, factors, mean)
+
+
 def _build_torchvision(
     name: str, classes: int, is_pretrained: bool, options: Mapping[str, Option]
 ) -> nn.Module:
+    import torchvision  # takes seconds, and our own networks do without
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise TrainingError(f"torchvision:{name}: torchvision has no such classifier")
     arguments: dict[str, Option] = {**_TORCHVISION_OPTIONS.get(name, {}), **options}
@@ -98,13 +128,18 @@ def _build_torchvision(
         net = torchvision.models.get_model(name, weights="DEFAULT", **options)
     except OSError as error:
         raise TrainingError(f"torchvision:{name}: weights cannot be downloaded: {error}") from error
-    _replace_head(net, classes)
+    _replace_last_head(net, classes)
+    for path in _AUXILIARY_HEADS:
+        if _has_layer(net, path):
+            _replace_head(net, path, classes)
     return net
 
 
 def _build_timm(
     name: str, classes: int, is_pretrained: bool, options: Mapping[str, Option]
 ) -> nn.Module:
+    import timm  # as torchvision
+
     if not timm.is_model(name.partition(".")[0]):
         raise TrainingError(f"timm:{name}: timm has no such model")
     try:
@@ -150,13 +185,18 @@ def _last_linear(net: nn.Module) -> tuple[str, nn.Linear] | None:
     return None
 
 
-def _replace_head(net: nn.Module, classes: int) -> None:
+def _replace_last_head(net: nn.Module, classes: int) -> None:
     found = _last_linear(net)
     if found is None:
         raise TrainingError(
             f"{type(net).__name__}: has no linear classifier that could be replaced"
         )
-    path, head = found
+    _replace_head(net, found[0], classes)
+
+
+def _replace_head(net: nn.Module, path: str, classes: int) -> None:
+    head = net.get_submodule(path)
+    assert isinstance(head, nn.Linear)
     if head.out_features == classes:
         return
     fresh = nn.Linear(head.in_features, classes)
@@ -166,8 +206,19 @@ def _replace_head(net: nn.Module, classes: int) -> None:
     net.set_submodule(path, fresh)
 
 
+def _has_layer(net: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in net.named_modules())
+
+
 def _with_embedding(net: nn.Module) -> nn.Module:
-    if isinstance(net, EmbeddingModel):
+    if isinstance(net, EmbeddingModel | Ensemble):
         return net
     found = _last_linear(net)
-    return net if found is None else split_head(net, found[0])
+    if found is None:
+        return net
+    auxiliary_weight = _AUXILIARY_WEIGHTS.get(type(net).__name__)
+    has_auxiliary = any(_has_layer(net, path) for path in _AUXILIARY_HEADS)
+    parted = split_head(net, found[0])
+    if auxiliary_weight is None or not has_auxiliary:
+        return parted
+    return WithAuxiliary(parted.backbone, parted.head, auxiliary_weight)
