@@ -14,9 +14,8 @@ from typing import Any
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.environment import load_settings, opt_out_of_telemetry
 from service.errors import FivecropError
-from service.http_protocol import use_for_all_connections
-from service.settings import load_settings, opt_out_of_telemetry
 from service.supervisor_link import SupervisorLink
 
 
@@ -32,7 +31,6 @@ class HostedService(bentoml.Service[Any]):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Returns the application that BentoML's worker runs."""
-        use_for_all_connections()
         return _OwnRoutes(super().to_asgi(is_main=is_main))
 
 
@@ -104,7 +102,10 @@ def _client_schema() -> dict[str, Any]:
 def _tame_host_log() -> None:
     """Leaves of the host's own log what matters, once, and keeps it off standard output."""
     logging.getLogger("bentoml").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").handlers.clear()  # the root logger has the same one
+    host_log = logging.getLogger("uvicorn.error")
+    host_log.handlers.clear()  # the root logger has the same one
+    # Below are warnings of what a stranger sends, a line each; those are counted instead.
+    host_log.setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Never, cast
 
 from service.batcher import Batcher
-from service.bundle.decode import Limits
 from service.bundle.decode_cost import estimate_decode_s
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
@@ -74,12 +73,7 @@ class Classifier:
         self._settings = settings
         self._metrics = metrics
         self._tracing = tracing
-        self._limits = Limits(
-            max_pixels=settings.max_image_pixels,
-            max_side=settings.max_image_side,
-            max_jpeg_scans=settings.max_jpeg_scans,
-            formats=settings.image_formats,
-        )
+        self._limits = settings.image_limits()
         self._is_draining = False
         self._allowances = Allowances.build(settings, metrics)
 

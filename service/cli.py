@@ -64,8 +64,8 @@ def _read_choices(annotation: object) -> str:
 
 
 def _serve(**options: object) -> None:
+    from service.environment import load_settings
     from service.log import configure_log
-    from service.settings import load_settings
     from service.supervisor import run_server
 
     given = {name: value for name, value in options.items() if value is not None}

@@ -72,7 +72,7 @@ def _find_plugins() -> dict[str, importlib.metadata.EntryPoint]:
 
 def _load_plugin(plugin: importlib.metadata.EntryPoint) -> click.Command:
     # Imported late, as everything that only some commands need.
-    from service.settings import opt_out_of_telemetry
+    from service.environment import opt_out_of_telemetry
 
     opt_out_of_telemetry()
     command = plugin.load()

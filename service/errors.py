@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "body_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
     IMAGE_TOO_LARGE = "image_too_large"
     UNSUPPORTED_MEDIA = "unsupported_media"
     UNSUPPORTED_ENCODING = "unsupported_encoding"

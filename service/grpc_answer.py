@@ -29,10 +29,11 @@ STATUS: Final[dict[ErrorCode, grpc.StatusCode]] = {
     ErrorCode.MODEL_LOAD_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.MEMORY_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    # These two are HTTP's own; the library answers their like before any code of ours runs.
+    # Those that only HTTP has; the library answers their like before any code of ours runs.
     ErrorCode.METHOD_NOT_ALLOWED: grpc.StatusCode.UNIMPLEMENTED,
     ErrorCode.REQUEST_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorCode.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorCode.HEADERS_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorCode.IMAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorCode.UNSUPPORTED_MEDIA: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorCode.UNSUPPORTED_ENCODING: grpc.StatusCode.INVALID_ARGUMENT,

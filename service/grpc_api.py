@@ -18,6 +18,7 @@ from service.grpc_health import Health
 from service.grpc_servicer import SERVICE_NAME, ImageClassifier
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tls import TlsFiles, make_grpc_credentials
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -58,14 +59,19 @@ class GrpcServer:
         """Starts to answer and returns the port.
 
         Raises:
-            StartError: The port is taken, or the address is not this machine's.
+            StartError: The port is taken, the address is not this machine's, or the certificate
+                cannot be used.
         """
         server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers((self._services,))
         host = self._settings.host
         address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
         try:
-            port = server.add_insecure_port(address)
+            files = TlsFiles.of(self._settings)
+            if files is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, make_grpc_credentials(files))
         except RuntimeError:
             raise StartError(
                 f"gRPC cannot listen on {address}: the port is in use or the address is not ours"
@@ -92,6 +98,8 @@ class GrpcServer:
                 "grpc.max_receive_message_length",
                 self._settings.max_body_bytes + _MESSAGE_SLACK_BYTES,
             ),
+            # A connection that does not get as far as HTTP/2.
+            ("grpc.server_handshake_timeout_ms", round(self._settings.header_timeout_s * 1000)),
             ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
             # Images are compressed already, and a compressed message could unfold to any size.
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),

@@ -131,6 +131,7 @@ class ImageClassifier:
         async def answer(request: messages.ClassifyStreamRequest) -> None:
             try:
                 response = await self._answer_item(request, context, call)
+                del request  # a client that reads no answers shall not hold its images here
                 async with turn:
                     await context.write(response)
             finally:

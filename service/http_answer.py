@@ -37,6 +37,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.IMAGE_TOO_COMPLEX: 422,
     ErrorCode.UNSUPPORTED_CODEC: 422,
     ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.HEADERS_TOO_LARGE: 431,
     ErrorCode.OVERLOADED: 503,
     ErrorCode.NOT_READY: 503,
     ErrorCode.DRAINING: 503,
@@ -70,6 +71,8 @@ class Answer:
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
     results: Sequence[Result] = ()
+    # What a browser may do with it as a page; an answer that is none, nothing.
+    content_policy: bytes = b"default-src 'none'; frame-ancestors 'none'"
 
     def start_message(self, request_id: str) -> Message:
         """Returns the ASGI message that opens the response."""
@@ -81,6 +84,7 @@ class Answer:
                 (b"content-length", b"%d" % len(self.body)),
                 (b"x-request-id", request_id.encode("ascii")),
                 (b"x-content-type-options", b"nosniff"),
+                (b"content-security-policy", self.content_policy),
                 *self.headers,
             ],
         }

@@ -44,14 +44,11 @@ if TYPE_CHECKING:
 __all__ = ["STATUS", "build_http_app"]
 
 # The pages run nothing but their own script and reach nothing but this service.
-_PAGE_HEADERS: Final = (
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (b"referrer-policy", b"no-referrer"),
+_PAGE_POLICY: Final = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_PAGE_HEADERS: Final = ((b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 
 
 def build_http_app(
@@ -221,9 +218,13 @@ def _get(path: str, answer: Handler, access: Access, *, is_page: bool = False) -
 
 
 def _page(path: str, file: Path, media_type: bytes) -> Route:
-    return _fixed(
-        path, Answer(body=file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+    page = Answer(
+        body=file.read_bytes(),
+        media_type=media_type,
+        headers=_PAGE_HEADERS,
+        content_policy=_PAGE_POLICY,
     )
+    return _fixed(path, page)
 
 
 def _fixed(path: str, answer: Answer) -> Route:

@@ -42,6 +42,8 @@ INTAKE: Final = "fivecrop.intake"
 # Probes and scrapes have none, and are answered however much is going on.
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
+_CREDENTIAL_NAMES: Final = frozenset(name.encode() for name in CREDENTIAL_NAMES)
+
 # How long a refused upload is still read and thrown away, so that the client, which is busy
 # sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
 LINGER_S: Final = 2.0
@@ -209,9 +211,9 @@ async def _send_nothing(message: Message) -> NoReturn:
 
 def _read_credentials(scope: Scope) -> list[tuple[str, str]]:
     return [
-        (name, str(value, "latin-1"))
-        for raw, value in scope["headers"]
-        if (name := str(raw, "latin-1")) in CREDENTIAL_NAMES
+        (str(name, "ascii"), str(value, "latin-1"))
+        for name, value in scope["headers"]
+        if name in _CREDENTIAL_NAMES
     ]
 
 

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 CONNECTION: Final = "fivecrop.connection"
@@ -19,11 +18,6 @@ CONNECTION: Final = "fivecrop.connection"
 # A body that declares no more than this is handed over whole. Of another the application sees
 # every piece, so that it can stop one that grows over its limit.
 _WHOLE_BODY_BYTES: Final = 256 * 1024
-
-
-def use_for_all_connections() -> None:
-    """Makes uvicorn, whose host leaves the choice to it, take this protocol."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{HttpConnection.__name__}"
 
 
 class HttpConnection(HttpToolsProtocol):

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from service.api_keys import KeyRing, KeyScope, hold_folder, make_key, read_keys, write_keys
+from service.environment import load_settings
 from service.errors import SettingsError
-from service.settings import PREFIX, load_settings
+from service.settings import PREFIX
 
 _FILE = click.option(
     "--file",

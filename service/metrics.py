@@ -147,6 +147,14 @@ class Metrics:
         # So that a rate over a reason that has not happened yet is 0, not nothing.
         for reason in get_args(RejectReason):
             self._rejected.labels(reason)
+        self._cut_off = Counter(
+            "fivecrop_connections_cut_off",
+            "HTTP connections closed because of what their client did or did not do.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("slow_request", "large_head", "slow_reader", "not_http"):
+            self._cut_off.labels(reason)
         self._model_load_failures = Counter(
             "fivecrop_model_load_failures",
             "Bundles that were not served because they did not prove themselves.",
@@ -209,6 +217,10 @@ class Metrics:
     def count_rejected(self, reason: RejectReason) -> None:
         """Counts an image refused or dropped."""
         self._rejected.labels(reason).inc()
+
+    def count_cut_off(self, reason: str) -> None:
+        """Counts a connection closed: slow_request, large_head, slow_reader or not_http."""
+        self._cut_off.labels(reason).inc()
 
     def observe_prediction(self, model: str, version: int, label: str, score: float) -> None:
         """Counts the best class of an answer."""

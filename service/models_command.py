@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from service.bundle.repository import Bundle, list_versions, read_bundle
+from service.environment import load_settings
 from service.errors import StartError
 from service.service_client import ServiceClient
-from service.settings import CLIENT_KEY, load_settings
+from service.settings import CLIENT_KEY
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.errors import SettingsError
+from service.bundle.structure import Limits
 
 PREFIX = "FIVECROP_"
 # Not a setting: the key that `fivecrop models` uses.
@@ -54,6 +53,25 @@ class Settings(BaseSettings):
         None,
         description="File of API key hashes, made by `fivecrop keys`; with one, everything but "
         "health and the documentation needs a key. Without one, nobody may administer.",
+    )
+
+    tls_cert: Path | None = Field(
+        None,
+        description="PEM file of the certificate chain for HTTP and gRPC, which then speak TLS "
+        "only; a replaced file is used for the next connection.",
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of its private key, without a password."
+    )
+    grpc_client_ca: Path | None = Field(
+        None,
+        description="PEM file of who signs the certificates that clients of gRPC must then have "
+        "(mutual TLS).",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated origins (https://HOST) whose pages may call the service from "
+        "a browser; `*` is any, empty none.",
     )
 
     model_repository: Path = Field(
@@ -169,12 +187,40 @@ class Settings(BaseSettings):
         40_000_000, ge=1, description="Largest width times height of an image; checked undecoded."
     )
     max_image_side: int = Field(16_384, ge=1, description="Largest width or height, in pixels.")
+    max_image_aspect: int = Field(
+        100, ge=1, description="Longer side over the shorter one; resizing grows both."
+    )
+    max_image_frames: int = Field(
+        64, ge=1, description="Frames that an animated PNG declares; only the first is decoded."
+    )
     max_jpeg_scans: int = Field(
         100, ge=1, description="Scans of a progressive JPEG; each one costs a pass over the image."
+    )
+    max_jpeg_segments: int = Field(
+        4_096, ge=1, description="Segments of a JPEG before its end; each one costs microseconds."
+    )
+    max_png_chunks: int = Field(
+        4_096, ge=1, description="Chunks of a PNG; each one costs microseconds."
     )
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("jpeg", "png", "webp"),
         description="Comma-separated formats that are decoded; also known: gif, bmp, tiff.",
+    )
+    max_header_bytes: int = Field(
+        16_384, ge=1024, le=1_048_576, description="Largest request line and headers of HTTP."
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Longest time for a client to send the headers of an HTTP request, or to open "
+        "a gRPC connection, in seconds.",
+    )
+    write_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Longest time for a client to read an answer of HTTP, in seconds.",
     )
     request_read_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."
@@ -251,12 +297,33 @@ class Settings(BaseSettings):
         "set by that command, never by hand.",
     )
 
-    @field_validator("models", "image_formats", mode="before")
+    @field_validator("models", "cors_origins", "image_formats", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    def image_limits(self) -> Limits:
+        """Returns what an image may cost."""
+        return Limits(
+            max_pixels=self.max_image_pixels,
+            max_side=self.max_image_side,
+            max_aspect=self.max_image_aspect,
+            max_frames=self.max_image_frames,
+            max_jpeg_scans=self.max_jpeg_scans,
+            max_jpeg_segments=self.max_jpeg_segments,
+            max_png_chunks=self.max_png_chunks,
+            formats=self.image_formats,
+        )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.grpc_client_ca is not None and self.tls_cert is None:
+            raise ValueError("grpc_client_ca needs tls_cert and tls_key")
+        return self
 
     @field_validator("image_formats")
     @classmethod
@@ -265,64 +332,3 @@ class Settings(BaseSettings):
         if not value or not set(value) <= known:
             raise ValueError(f"expected some of {', '.join(sorted(known))}")
         return value
-
-
-def load_settings(**overrides: object) -> Settings:
-    """Returns the settings of this process, `overrides` first, then `FIVECROP_*` variables.
-
-    pydantic-settings does not notice a misspelt variable by itself, so the names are checked here.
-
-    Raises:
-        SettingsError: A variable is unknown or a value is out of its bounds; one line.
-    """
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
-    if unknown := sorted(n for n in os.environ if n.upper().startswith(PREFIX) and n not in known):
-        raise SettingsError(f"unknown setting {', '.join(unknown)}")
-    try:
-        return Settings(**overrides)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"setting {PREFIX}{name.upper()}: {first['msg']}") from error
-
-
-def opt_out_of_telemetry() -> None:
-    """Keeps ONNX Runtime from reporting to its maker, and from a device id in the home folder.
-
-    Since 1.31 it does both on Linux when it is imported, so this comes before that.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-
-def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:
-    """Returns the environment that gives a worker process exactly these settings.
-
-    Paths become absolute, because a worker runs in another folder. What libraries read from the
-    environment, and only when they are imported, is set here too.
-
-    Args:
-        settings: Of the worker.
-        scratch: A folder that goes when the server ends.
-    """
-    environment = {n: v for n, v in os.environ.items() if not n.upper().startswith(PREFIX)}
-    for name, value in settings:
-        if value is not None:
-            environment[PREFIX + name.upper()] = _format_value(value)
-    # prometheus_client shares values between processes whenever this is set; one worker alone is
-    # better off without, because then it can also show the metrics of its process.
-    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    if settings.metrics_folder is not None:
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_folder.absolute())
-    # BentoML makes five folders under its home; by default in the home of the user.
-    environment.setdefault("BENTOML_HOME", str(scratch.absolute() / "bentoml"))
-    # NumPy's BLAS is not used for anything here, yet would start a thread for each core.
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return environment
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value.absolute())
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value)

@@ -216,7 +216,8 @@ def _scratch_folder(parent: Path | None) -> Iterator[Path]:
 def _describe_addresses(settings: Settings) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     name = f"[{host}]" if ":" in host else host
-    http = f"http://{name}:{settings.http_port}"
+    scheme = "http" if settings.tls_cert is None else "https"
+    http = f"{scheme}://{name}:{settings.http_port}"
     return (
         f"fivecrop is ready: HTTP {http}/v1/classify  gRPC {name}:{settings.grpc_port}"
         f"  docs {http}/docs  metrics {http}/metrics"

@@ -22,6 +22,8 @@ from service.errors import StartError
 from service.gpu import GpuCollector
 from service.grpc_api import GrpcServer
 from service.http_api import build_http_app
+from service.http_cors import allow_origins
+from service.http_host import prepare_host
 from service.http_results import answer_single
 from service.live_workers import WorkersCollector, list_live_workers
 from service.log import configure_log, toggle_debug
@@ -79,9 +81,11 @@ class Worker:
         classifier = await asyncio.to_thread(
             Classifier.build, settings, metrics, device=device, tracing=tracing
         )
-        http_app = build_http_app(classifier, metrics, settings, control, client_schema, tracing)
+        edge = build_http_app(classifier, metrics, settings, control, client_schema, tracing)
+        http_app = allow_origins(edge, settings.cors_origins)
         grpc_server = GrpcServer(classifier, metrics, settings, control, tracing)
         await grpc_server.start()
+        prepare_host(settings, metrics)
         worker = cls(settings, classifier, http_app, grpc_server, tracing)
         worker._listen_for_signals()
         if settings.model_watch and classifier.rollout is not None:

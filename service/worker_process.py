@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+from service.environment import worker_environment
 from service.errors import StartError
-from service.settings import Settings, worker_environment
+from service.settings import Settings
 from service.supervisor_link import FAILED, READY
 
 # Where `service` is imported from: BentoML puts the folder it runs in first on the import path.

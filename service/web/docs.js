@@ -129,6 +129,7 @@ function draw(api) {
   }
   $("schemas").append(make("h2", {}, "Schemas"),
     ...Object.entries(api.components.schemas).map(([name, schema]) => drawSchema(name, schema)));
+  $("key-label").hidden = !api.components.securitySchemes;
   const policies = api.paths["/v1/classify"].post.parameters.find((one) => one.name === "tta");
   $("tta").append(...policies.schema.enum.map((name) => make("option", {}, name)));
   openLinked();
@@ -143,6 +144,12 @@ function openLinked() {
 }
 
 // ---- try it ----
+
+// Kept in the field alone: a page that is closed forgets it.
+function credentials() {
+  const key = $("key").value.trim();
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
 
 let picked = null;
 
@@ -181,7 +188,7 @@ async function classify(event) {
   }
   $("send").disabled = true;
   try {
-    const response = await fetch(url, { method: "POST", body: picked });
+    const response = await fetch(url, { method: "POST", body: picked, headers: credentials() });
     const answer = await response.json();
     const told = response.ok
       ? drawPredictions(answer, response)
@@ -205,6 +212,7 @@ function listen() {
   addEventListener("hashchange", openLinked);
   $("image").addEventListener("change", (event) => pick(event.target.files[0]));
   $("try").addEventListener("submit", classify);
+  $("key").addEventListener("change", showModels);
 }
 
 async function showState() {
@@ -216,8 +224,10 @@ async function showState() {
 }
 
 async function showModels() {
-  const { models } = await (await fetch("v1/models")).json();
-  $("model").append(...models.map((one) => make("option",
+  const response = await fetch("v1/models", { headers: credentials() });
+  if (!response.ok) return;
+  const { models } = await response.json();
+  $("model").replaceChildren(...models.map((one) => make("option",
     { value: `${one.name}@${one.version}`, selected: one.is_default },
     `${one.name}@${one.version}`)));
 }

@@ -161,9 +161,11 @@ async def http_client(stub_classifier, metrics, make_settings):
 
 
 @contextlib.asynccontextmanager
-async def _serving_http(app, http=HttpConnection):
-    quiet = {"log_config": None, "access_log": False}
+async def _serving_http(app, http=HttpConnection, ssl=None):
+    quiet = {"log_config": None, "access_log": False, "server_header": False}
     config = uvicorn.Config(app, port=0, http=http, lifespan="off", **quiet)
+    config.load()
+    config.ssl = ssl
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

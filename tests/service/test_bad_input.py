@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import grpc
 import httpx
 import pytest
-from bad_requests import FILES, JPEG, OPTIONS
+from bad_requests import FILES, JPEG, OPTIONS, black_png, encode
+from PIL import Image
 
 from service.errors import ErrorCode
 from service.grpc_api import STATUS as GRPC_STATUS
@@ -270,3 +271,22 @@ async def test_a_url_is_never_fetched(edges):
         assert await ask_grpc(edges, url.encode()) == "url_not_allowed"
         await asyncio.sleep(0.1)
     assert not visits
+
+
+LOWERED_LIMITS = {
+    "max_image_aspect": (2, black_png(30, 10)),
+    "max_image_frames": (1, encode("PNG", save_all=True, append_images=[Image.new("RGB", (9, 9))])),
+    "max_jpeg_segments": (2, JPEG),
+    "max_png_chunks": (2, encode("PNG")),
+}
+
+
+@pytest.mark.parametrize("name", LOWERED_LIMITS)
+async def test_what_an_image_may_cost_is_a_setting(make_edges, name):
+    limit, image = LOWERED_LIMITS[name]
+    for given, code in (({name: limit}, "image_too_complex"), ({}, "ok")):
+        edges = make_edges(**given)
+        async with edges.http, edges.serving_grpc as served:
+            edges.grpc = ImageClassifierStub(served.channel)
+            assert await ask_http(edges, image) == code
+            assert await ask_grpc(edges, image) == code

@@ -8,7 +8,6 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service import http_protocol
 from service.http_protocol import CONNECTION, HttpConnection
 
 HEAD = b"%s / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -81,14 +80,6 @@ async def connection(app, wire):
 
 async def finish(connection):
     await asyncio.gather(*connection.tasks)
-
-
-def test_a_host_that_leaves_the_choice_to_uvicorn_gets_ours(monkeypatch):
-    monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    http_protocol.use_for_all_connections()
-    config = uvicorn.Config(App(), log_config=None)
-    config.load()
-    assert config.http_protocol_class is HttpConnection
 
 
 async def test_head_and_body_of_an_answer_are_one_write(connection, wire):

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from service.environment import load_settings, opt_out_of_telemetry, worker_environment
 from service.settings import (
     ProviderChoice,
     Settings,
-    load_settings,
-    opt_out_of_telemetry,
-    worker_environment,
 )
 
 

@@ -1,0 +1,73 @@
+"""What this process is told through its environment, and what it tells workers and libraries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.errors import SettingsError
+from service.settings import CLIENT_KEY, PREFIX, Settings
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Returns the settings of this process, `overrides` first, then `FIVECROP_*` variables.
+
+    pydantic-settings does not notice a misspelt variable by itself, so the names are checked here.
+
+    Raises:
+        SettingsError: A variable is unknown or a value is out of its bounds; one line.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
+    if unknown := sorted(n for n in os.environ if n.upper().startswith(PREFIX) and n not in known):
+        raise SettingsError(f"unknown setting {', '.join(unknown)}")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        place = f"setting {PREFIX}{name.upper()}" if name else "settings"
+        raise SettingsError(f"{place}: {first['msg']}") from error
+
+
+def opt_out_of_telemetry() -> None:
+    """Keeps ONNX Runtime from reporting to its maker, and from a device id in the home folder.
+
+    Since 1.31 it does both on Linux when it is imported, so this comes before that.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:
+    """Returns the environment that gives a worker process exactly these settings.
+
+    Paths become absolute, because a worker runs in another folder. What libraries read from the
+    environment, and only when they are imported, is set here too.
+
+    Args:
+        settings: Of the worker.
+        scratch: A folder that goes when the server ends.
+    """
+    environment = {n: v for n, v in os.environ.items() if not n.upper().startswith(PREFIX)}
+    for name, value in settings:
+        if value is not None:
+            environment[PREFIX + name.upper()] = _format_value(value)
+    # prometheus_client shares values between processes whenever this is set; one worker alone is
+    # better off without, because then it can also show the metrics of its process.
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if settings.metrics_folder is not None:
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_folder.absolute())
+    # BentoML makes five folders under its home; by default in the home of the user.
+    environment.setdefault("BENTOML_HOME", str(scratch.absolute() / "bentoml"))
+    # NumPy's BLAS is not used for anything here, yet would start a thread for each core.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return environment
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
