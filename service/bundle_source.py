@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol
 
-from service.bundle.repository import Bundle, list_versions, read_bundle, resolve
+from service.bundle.repository import (
+    MANIFEST_FILE,
+    Bundle,
+    list_versions,
+    read_bundle,
+    resolve,
+)
+from service.errors import BundleError
 
 
 class BundleSource(Protocol):
-    """A repository of bundles. Its calls may take long; errors are BundleError."""
+    """A repository of bundles. Its calls may take long; their errors are StartErrors."""
 
     def list_versions(self) -> dict[str, list[int]]:
         """Returns the versions of every model, oldest first."""
+
+    def read_digest(self, name: str, version: int) -> str:
+        """Returns the sha256 of a bundle's manifest, which tells whether it is another bundle."""
 
     def fetch(self, name: str, version: int) -> Bundle:
         """Returns a bundle whose files are on this machine; they are not verified yet."""
@@ -39,6 +50,18 @@ class FolderSource:
             BundleError: The folder cannot be read.
         """
         return list_versions(self._folder)
+
+    def read_digest(self, name: str, version: int) -> str:
+        """Returns the sha256 of the manifest.
+
+        Raises:
+            BundleError: There is none.
+        """
+        try:
+            content = (self._folder / name / str(version) / MANIFEST_FILE).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{name}@{version}: {MANIFEST_FILE}: {error.strerror}") from error
+        return hashlib.sha256(content).hexdigest()
 
     def fetch(self, name: str, version: int) -> Bundle:
         """Returns the bundle after reading its manifest.

@@ -6,7 +6,8 @@
         ├── SettingsError               an unknown or impossible setting
         ├── BundleError                 a bundle that is absent, damaged or not what it claims
         ├── ProviderError               the asked-for ONNX Runtime provider is not there
-        └── MemoryBudgetError           a model does not fit beside those that are loaded
+        ├── MemoryBudgetError           a model does not fit beside those that are loaded
+        └── RepositoryError             a repository behind a URL that cannot be reached
 
 `ErrorCode` knows neither HTTP nor gRPC: `http_api.STATUS` and `grpc_api.STATUS` are total tables
 over it, and a test holds them to that. The `detail` of an error is shown to clients, so it never
@@ -85,3 +86,7 @@ class ProviderError(StartError):
 
 class MemoryBudgetError(StartError):
     """A model does not fit into the memory budget beside those that are loaded."""
+
+
+class RepositoryError(StartError):
+    """A model repository behind a URL cannot be reached, or not in that way."""

@@ -200,10 +200,10 @@ class LiveSet:
         self._loading = (name, version)
         self.show()
         try:
-            bundle = self.source.fetch(name, version)
-            if old is not None and bundle.digest == old.bundle.digest:
+            digest = None if old is None else self.source.read_digest(name, version)
+            if old is not None and digest == old.bundle.digest:
                 return old
-            model = self.prove(bundle, self._admit)
+            model = self.prove(self.source.fetch(name, version), self._admit)
         except (StartError, OSError, MemoryError) as error:
             self.metrics.count_load_failure(f"{name}@{version}")
             logger.error("%s@%d is not served: %s", name, version, error)

@@ -12,9 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from service.bundle.repository import Bundle, list_versions, read_bundle
+from service.bundle.repository import Bundle
 from service.environment import load_settings
 from service.errors import StartError
+from service.rollout import open_source
 from service.service_client import ServiceClient
 from service.settings import CLIENT_KEY
 
@@ -33,7 +34,7 @@ def _of_service(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--model-repository", metavar="FOLDER", help="Folder of bundles.")
+@click.option("--model-repository", metavar="FOLDER", help="Folder of bundles, or its URL.")
 @_JSON
 @click.pass_context
 def models(ctx: click.Context, model_repository: str | None, *, as_json: bool) -> None:
@@ -123,10 +124,10 @@ def _show(answer: dict[str, Any], *, as_json: bool = False) -> None:
 
 def _list_bundles(model_repository: str | None, *, as_json: bool) -> None:
     given = {} if model_repository is None else {"model_repository": model_repository}
-    repository = load_settings(**given).model_repository
+    source = open_source(load_settings(**given))
     rows = [
-        _describe_bundle(read_bundle(repository / name / str(version)))
-        for name, versions in list_versions(repository).items()
+        _describe_bundle(source.fetch(name, version))
+        for name, versions in source.list_versions().items()
         for version in versions
     ]
     if as_json:

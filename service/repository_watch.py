@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,6 @@ from service.metrics import Metrics
 from service.orders import ORDERS_FILE
 from service.rollout import Rollout
 
-# File events come at once, but not from every file system (NFS), and not after a folder was
-# mounted over; so everything is looked at this often in any case.
-_LOOK_EVERY_MS: Final = 30_000
 # A version that is copied in file by file is looked at when that has paused for so long.
 _SETTLE_MS: Final = 200
 _RETRY_S: Final = 5.0
@@ -25,10 +23,25 @@ logger = logging.getLogger(__name__)
 
 
 class RepositoryWatch:
-    """Follows a folder from `start` to `stop`."""
+    """Follows a repository from `start` to `stop`.
 
-    def __init__(self, folder: Path, rollout: Rollout, metrics: Metrics) -> None:
-        self._folder = folder.absolute()
+    The events of a folder come at once, but not from every file system (NFS), and not after another
+    one was mounted over it; so everything is looked at now and then in any case.
+    """
+
+    def __init__(
+        self, folder: Path | None, rollout: Rollout, metrics: Metrics, *, look_every_s: float = 30.0
+    ) -> None:
+        """Makes a watch that does nothing yet.
+
+        Args:
+            folder: The repository; None when it is behind a URL.
+            rollout: What follows it.
+            metrics: Where looks that failed are counted.
+            look_every_s: Seconds until the next look when nothing tells of a change.
+        """
+        self._folder = None if folder is None else folder.absolute()
+        self._look_every_s = look_every_s
         self._rollout = rollout
         self._metrics = metrics
         self._is_over = asyncio.Event()
@@ -47,23 +60,27 @@ class RepositoryWatch:
     async def _run(self) -> None:
         while not self._is_over.is_set():
             try:
-                await self._watch()
+                if self._folder is None:
+                    await self._pause(self._look_every_s)
+                    await self._follow(None)
+                else:
+                    await self._watch(self._folder)
             except Exception:  # a watch that ended would let the server fall behind unnoticed
                 self._metrics.count_repository_failure()
                 logger.exception("cannot watch the model repository; trying again")
-                await self._pause()
+                await self._pause(_RETRY_S)
 
-    async def _watch(self) -> None:
+    async def _watch(self, folder: Path) -> None:
         changes = awatch(
-            self._folder,
-            watch_filter=self._is_relevant,
+            folder,
+            watch_filter=partial(_is_relevant, folder),
             step=_SETTLE_MS,
-            rust_timeout=_LOOK_EVERY_MS,
+            rust_timeout=round(self._look_every_s * 1000),
             yield_on_timeout=True,
             stop_event=self._is_over,
         )
         async for changed in changes:
-            paths = {Path(path).relative_to(self._folder) for _, path in changed}
+            paths = {Path(path).relative_to(folder) for _, path in changed}
             names = {path.parts[0] for path in paths if len(path.parts) > 1}
             await self._follow(names if paths and len(names) == len(paths) else None)
 
@@ -75,13 +92,14 @@ class RepositoryWatch:
             self._metrics.count_repository_failure()
             logger.error("cannot read the model repository: %s", error)
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._is_over.wait(), _RETRY_S)
+            await asyncio.wait_for(self._is_over.wait(), seconds)
         except TimeoutError:
             return
 
-    def _is_relevant(self, change: Change, path: str) -> bool:  # noqa: ARG002
-        first = Path(path).relative_to(self._folder).parts[:1]
-        # Names with a dot before them are work in progress.
-        return bool(first) and (first[0] == ORDERS_FILE or not first[0].startswith("."))
+
+def _is_relevant(folder: Path, change: Change, path: str) -> bool:  # noqa: ARG001
+    first = Path(path).relative_to(folder).parts[:1]
+    # Names with a dot before them are work in progress.
+    return bool(first) and (first[0] == ORDERS_FILE or not first[0].startswith("."))

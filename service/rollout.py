@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, Final, Self
 
 from service.batcher import Batcher
-from service.bundle_source import FolderSource
+from service.bundle_source import BundleSource, FolderSource
 from service.cores import count_cores
 from service.errors import ErrorCode, MemoryBudgetError, RequestError, StartError
 from service.live_set import Failure, LiveSet, Settled
@@ -62,7 +64,7 @@ class Rollout:
             StartError: A model cannot be served, and why, in one line.
         """
         live = _make_live_set(settings, metrics, device)
-        orders_file = OrdersFile(settings.model_orders or settings.model_repository / ORDERS_FILE)
+        orders_file = OrdersFile(settings.model_orders or _place_orders(settings))
         orders = orders_file.read()
         settled = live.settle(orders)
         live.require_all(settled, orders)
@@ -229,10 +231,36 @@ class Rollout:
         self.models.unavailable = self._live.unavailable()
 
 
+def open_source(settings: Settings) -> BundleSource:
+    """Returns the repository of the settings.
+
+    Raises:
+        RepositoryError: It is a URL of a kind that cannot be opened.
+    """
+    if isinstance(settings.model_repository, Path):
+        return FolderSource(settings.model_repository)
+    from service.remote_source import RemoteSource  # costs nothing where there is no URL
+
+    return RemoteSource(settings.model_repository, _place_cache(settings))
+
+
+def _place_cache(settings: Settings) -> Path:
+    return settings.model_cache or Path.home() / ".cache" / "fivecrop"
+
+
+def _place_orders(settings: Settings) -> Path:
+    if isinstance(settings.model_repository, Path):
+        return settings.model_repository / ORDERS_FILE
+    cache = _place_cache(settings)
+    cache.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(settings.model_repository.encode()).hexdigest()
+    return cache / f"{digest[:16]}{ORDERS_FILE}"
+
+
 def _make_live_set(settings: Settings, metrics: Metrics, device: int) -> LiveSet:
     memory_mib = settings.model_memory_mib
     return LiveSet(
-        source=FolderSource(settings.model_repository),
+        source=open_source(settings),
         policies=parse_policies(settings.models, settings.version_policy),
         default_policy=None if settings.models else parse_policy(settings.version_policy),
         prove=lambda bundle, admit: load_model(bundle, settings, device=device, admit=admit),

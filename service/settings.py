@@ -74,8 +74,13 @@ class Settings(BaseSettings):
         "a browser; `*` is any, empty none.",
     )
 
-    model_repository: Path = Field(
-        Path("exported_models"), description="Folder of bundles: NAME/VERSION/bundle.json."
+    model_repository: Path | str = Field(
+        Path("exported_models"),
+        description="Folder of bundles, NAME/VERSION/bundle.json, or the URL of one: "
+        "s3://, gs://, https:// and what else fsspec opens.",
+    )
+    model_cache: Path | None = Field(
+        None, description="Folder for bundles from a URL; by default ~/.cache/fivecrop."
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -98,10 +103,13 @@ class Settings(BaseSettings):
         False,
         description="Serve what is published to the repository without being asked to.",
     )
+    model_poll_s: float = Field(
+        30.0, ge=0.1, le=86_400, description="Seconds until the watch looks without being told to."
+    )
     model_orders: Path | None = Field(
         None,
         description="File that keeps what an operator loaded, unloaded and labelled; "
-        "by default .orders.json in the repository.",
+        "by default .orders.json in the repository, or for a URL a file in the cache.",
     )
     default_model: str | None = Field(
         None, description="Model of a request that names none; may be left out when one is served."
@@ -296,6 +304,12 @@ class Settings(BaseSettings):
         description="Open file on which a worker tells `fivecrop serve` that it is ready; "
         "set by that command, never by hand.",
     )
+
+    @field_validator("model_repository", mode="plain")
+    @classmethod
+    def _split_repositories(cls, value: Any) -> Path | str:
+        # A Path would make s3:/bucket of s3://bucket.
+        return value if isinstance(value, str) and "://" in value else Path(value)
 
     @field_validator("models", "cors_origins", "image_formats", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import bentoml
@@ -89,7 +90,13 @@ class Worker:
         worker = cls(settings, classifier, http_app, grpc_server, tracing)
         worker._listen_for_signals()
         if settings.model_watch and classifier.rollout is not None:
-            worker._watch = RepositoryWatch(settings.model_repository, classifier.rollout, metrics)
+            place = settings.model_repository
+            worker._watch = RepositoryWatch(
+                place if isinstance(place, Path) else None,
+                classifier.rollout,
+                metrics,
+                look_every_s=settings.model_poll_s,
+            )
             worker._watch.start()
         return worker
 

@@ -27,7 +27,7 @@ from service.errors import BundleError
 MANIFEST_FILE = "bundle.json"
 GOLDEN_FILE = "golden/golden.json"
 # No leading zeros: 01 would be a second folder of version 1.
-_VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
+VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 # Work in progress starts with a dot, which no model name does, so it is never picked up.
 _STAGING_PREFIX = ".staging-"
 
@@ -64,7 +64,7 @@ def list_versions(repository: Path) -> dict[str, list[int]]:
             folder.name: sorted(
                 int(p.name)
                 for p in folder.iterdir()
-                if _VERSION_PATTERN.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
+                if VERSION_PATTERN.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
             )
             for folder in sorted(names)
         }
@@ -183,7 +183,7 @@ def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
         raise BundleError(f"{name!r} is not a model name: {NAME_PATTERN.pattern}")
     repository.mkdir(parents=True, exist_ok=True)
     # A folder without a manifest is invisible, but its number is taken.
-    numbers = [p.name for p in (repository / name).glob("*") if _VERSION_PATTERN.fullmatch(p.name)]
+    numbers = [p.name for p in (repository / name).glob("*") if VERSION_PATTERN.fullmatch(p.name)]
     version = max(map(int, numbers), default=0) + 1
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=repository) as parent:
         staging = Path(parent) / name / str(version)

@@ -33,6 +33,9 @@ class FakeSource:
             raise BundleError("there is no such bundle")
         return SimpleNamespace(digest=content, name=name, version=version)
 
+    def read_digest(self, name, version):
+        return self.fetch(name, version).digest
+
     def fingerprint(self, name, version):
         return self.content.get(name, {}).get(version)
 

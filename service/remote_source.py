@@ -1,0 +1,186 @@
+"""A model repository behind a URL: s3://, gs://, https:// and whatever else fsspec opens.
+
+Bundles are fetched into a folder of this machine, one folder for each sha256 of a manifest. What
+is in there was whole and verified when it got there, so a server that starts again, and every
+further worker, takes it from there. Who uploads a bundle uploads `bundle.json` last: a version
+without one is not there yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from service.bundle.manifest import NAME_PATTERN, Manifest
+from service.bundle.repository import (
+    MANIFEST_FILE,
+    VERSION_PATTERN,
+    Bundle,
+    read_bundle,
+    verify_files,
+)
+from service.errors import BundleError, RepositoryError
+
+# What tells that a file was replaced; which of them there are depends on the kind of server.
+_FACTS: Final = ("size", "ETag", "LastModified", "etag", "mtime", "generation")
+
+logger = logging.getLogger(__name__)
+
+
+class RemoteSource:
+    """The bundles below a URL, each at URL/NAME/VERSION."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        """Opens the file system of the URL; nothing is read yet.
+
+        Args:
+            url: Of the repository.
+            cache: Folder that bundles are kept in.
+
+        Raises:
+            RepositoryError: The packages for this kind of URL are not installed.
+        """
+        self._url = url.rstrip("/")
+        self._cache = cache
+        self._known: set[tuple[str, int]] = set()
+        try:
+            import fsspec
+
+            # What was listed a minute ago is not what is there now.
+            self._files, self._root = fsspec.url_to_fs(self._url, use_listings_cache=False)
+        except ImportError as error:
+            raise RepositoryError(f"{url} needs more packages: fivecrop[remote]") from error
+        except ValueError as error:
+            raise RepositoryError(f"{url} is not an address that fsspec knows") from error
+
+    def list_versions(self) -> dict[str, list[int]]:
+        """Returns the versions of every model that have a manifest, oldest first.
+
+        Raises:
+            RepositoryError: The repository cannot be reached.
+        """
+        found = {
+            name: sorted(
+                int(text)
+                for text in self._list(name)
+                if VERSION_PATTERN.fullmatch(text) and self._is_there(name, int(text))
+            )
+            for name in sorted(self._list())
+            if NAME_PATTERN.fullmatch(name)
+        }
+        self._known = {(name, version) for name, of in found.items() for version in of}
+        return {name: versions for name, versions in found.items() if versions}
+
+    def read_digest(self, name: str, version: int) -> str:
+        """Returns the sha256 of the manifest.
+
+        Raises:
+            RepositoryError: It cannot be read.
+        """
+        return hashlib.sha256(self._read_manifest(name, version)).hexdigest()
+
+    def fetch(self, name: str, version: int) -> Bundle:
+        """Returns the bundle, after copying its files here unless they are here already.
+
+        Raises:
+            BundleError: It is not a bundle, or not the files that its manifest lists.
+            RepositoryError: It cannot be copied.
+        """
+        content = self._read_manifest(name, version)
+        kept = self._cache / hashlib.sha256(content).hexdigest()
+        folder = kept / name / str(version)
+        if folder.is_dir():
+            try:
+                bundle = read_bundle(folder)
+                verify_files(bundle)
+            except BundleError as error:
+                logger.warning("%s; fetching it again", error)
+                shutil.rmtree(kept, ignore_errors=True)
+            else:
+                return bundle
+        self._copy(name, version, content, kept)
+        return read_bundle(folder)
+
+    def fingerprint(self, name: str, version: int) -> Hashable:
+        """Returns sizes, times and tags of the bundle's files; None when they are not to be had."""
+        place = self._place(name, str(version))
+        try:
+            found: dict[str, dict[str, Any]] = self._ask(self._files.find, place, detail=True)
+        except RepositoryError:
+            return None
+        facts = [
+            (path, *(str(about.get(fact)) for fact in _FACTS)) for path, about in found.items()
+        ]
+        return tuple(sorted(facts)) or None
+
+    def hide_place(self, text: str) -> str:
+        """Returns the text without the address of the repository and the path of the cache."""
+        for place in (self._url, self._root, str(self._cache)):
+            text = text.replace(f"{place}/", "").replace(place, "the repository")
+        return text
+
+    def _copy(self, name: str, version: int, content: bytes, kept: Path) -> None:
+        """Copies a bundle to its place in the cache, which it only reaches whole and verified."""
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BundleError(
+                f"{name}@{version}: {MANIFEST_FILE} at {where}: {first['msg']}"
+            ) from error
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=self._cache) as parent:
+            folder = Path(parent) / "bundle" / name / str(version)
+            folder.mkdir(parents=True)
+            for file in (*manifest.files, *(variant.file for variant in manifest.variants)):
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place = self._place(name, str(version), file)
+                self._ask(self._files.get_file, place, str(target))
+            (folder / MANIFEST_FILE).write_bytes(content)
+            verify_files(read_bundle(folder))
+            try:
+                (Path(parent) / "bundle").rename(kept)
+            except OSError:
+                if not kept.is_dir():  # otherwise another worker was faster
+                    raise
+        logger.info("fetched %s@%d into %s", name, version, kept)
+
+    def _read_manifest(self, name: str, version: int) -> bytes:
+        place = self._place(name, str(version), MANIFEST_FILE)
+        content: bytes = self._ask(self._files.cat_file, place)
+        return content
+
+    def _is_there(self, name: str, version: int) -> bool:
+        place = self._place(name, str(version), MANIFEST_FILE)
+        return (name, version) in self._known or bool(self._ask(self._files.exists, place))
+
+    def _list(self, *parts: str) -> list[str]:
+        """Returns the names in a folder."""
+        try:
+            entries: list[str] = self._ask(self._files.ls, self._place(*parts) + "/", detail=False)
+        except RepositoryError as error:
+            if parts and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return []  # a file beside the models
+            raise
+        return [posixpath.basename(entry.rstrip("/")) for entry in entries]
+
+    def _place(self, *parts: str) -> str:
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    def _ask(self, read: Callable[..., Any], *arguments: object, **options: object) -> Any:
+        """Returns what the file system does; its libraries' errors have no base class in common."""
+        try:
+            return read(*arguments, **options)
+        except Exception as error:
+            told = " ".join(str(error).split())[:200]
+            raise RepositoryError(f"{self._url}: {type(error).__name__}: {told}") from error

@@ -1,0 +1,208 @@
+"""Bundles behind a URL: a real server that speaks S3, and a plain web server."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+from service.classifier import Classifier, Options
+from service.errors import BundleError, RepositoryError
+from service.remote_source import RemoteSource
+from service.repository_watch import RepositoryWatch
+from service.settings import Settings
+
+NAME = "digits-linear"
+
+
+class WebServer:
+    """A folder over plain HTTP, with the lists that web servers make; counts what it is asked."""
+
+    def __init__(self, folder: Path):
+        asked = self.asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_request(self, code="-", size="-"):
+                asked.append(self.path)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+        )
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def web(growing_repository):
+    served = WebServer(growing_repository.folder)
+    thread = threading.Thread(target=served.server.serve_forever)
+    thread.start()
+    yield served
+    served.server.shutdown()
+    thread.join()
+    served.server.server_close()
+
+
+@pytest.fixture
+def bucket(monkeypatch, growing_repository):
+    """Returns `upload(version)`; the bucket is `s3://models/live` of a local server."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    files.mkdir("models")
+
+    def upload(version):
+        folder = growing_repository.folder / NAME / str(version)
+        for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
+            if path.is_file():
+                target = f"models/live/{path.relative_to(growing_repository.folder)}"
+                files.put_file(str(path), target)
+
+    upload(1)
+    yield upload
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+async def serve(tmp_path, metrics):
+    """Returns `serve(url)`: a classifier over the models behind a URL."""
+    made = []
+
+    async def serve(url, **given):
+        settings = Settings(model_repository=url, model_cache=tmp_path / "cache", **given)
+        made.append(await asyncio.to_thread(Classifier.build, settings, metrics))
+        return made[-1]
+
+    yield serve
+    for classifier in made:
+        await classifier.close()
+
+
+async def version_of_answer(classifier, repository):
+    answer = await classifier.classify(repository.image, Options(top_k=1))
+    assert answer.predictions[0].index == repository.expected_class(answer.version)
+    return answer.version
+
+
+async def test_a_bucket_is_served_and_a_new_version_of_it_rolled_out(
+    bucket, serve, growing_repository
+):
+    classifier = await serve("s3://models/live")
+    assert await version_of_answer(classifier, growing_repository) == 1
+    growing_repository.publish(2)
+    bucket(2)
+    await classifier.rollout.label(NAME, "stable", 1)
+    await classifier.rollout.load(NAME, 2)
+    assert classifier.rollout.versions(NAME) == [1, 2]
+    await classifier.rollout.label(NAME, "stable", 2)
+    assert await version_of_answer(classifier, growing_repository) == 2
+    growing_repository.publish_broken(3)
+    bucket(3)
+    await classifier.rollout.follow()
+    assert await version_of_answer(classifier, growing_repository) == 2
+    (shown,) = classifier.describe_unavailable()
+    assert (shown.version, shown.state) == (3, "failed")
+    assert "is not the file that was published" in shown.reason
+
+
+async def test_a_web_server_is_served_and_watched(
+    web, serve, growing_repository, metrics, tmp_path
+):
+    classifier = await serve(web.url)
+    watch = RepositoryWatch(None, classifier.rollout, metrics, look_every_s=0.05)
+    watch.start()
+    growing_repository.publish(2)
+    async with asyncio.timeout(20):
+        while await version_of_answer(classifier, growing_repository) != 2:
+            await asyncio.sleep(0.02)
+    await watch.stop()
+
+
+async def test_what_was_fetched_once_is_not_fetched_again(web, serve, growing_repository):
+    await serve(web.url)
+    assert sum("model.onnx" in path for path in web.asked) == 1
+    await serve(web.url)
+    assert sum("model.onnx" in path for path in web.asked) == 1
+
+
+async def test_a_damaged_copy_is_fetched_again(web, serve, tmp_path, growing_repository):
+    await serve(web.url)
+    (copy,) = (tmp_path / "cache").rglob("model.onnx")
+    copy.write_bytes(b"x" + copy.read_bytes()[1:])
+    classifier = await serve(web.url)
+    assert await version_of_answer(classifier, growing_repository) == 1
+    assert sum("model.onnx" in path for path in web.asked) == 2
+
+
+def test_a_broken_upload_never_reaches_the_cache(web, growing_repository, tmp_path):
+    growing_repository.publish_broken(2)
+    source = RemoteSource(web.url, tmp_path / "cache")
+    with pytest.raises(BundleError, match="is not the file that was published"):
+        source.fetch(NAME, 2)
+    assert list((tmp_path / "cache").iterdir()) == []
+    growing_repository.publish(2)
+    assert source.fetch(NAME, 2).manifest.version == 2
+
+
+def test_a_version_without_its_manifest_is_not_there_yet(web, growing_repository, tmp_path):
+    manifest = growing_repository.publish(2) / "bundle.json"
+    text = manifest.read_bytes()
+    manifest.unlink()
+    (growing_repository.folder / "notes.txt").write_text("hello")
+    source = RemoteSource(web.url, tmp_path / "cache")
+    assert source.list_versions() == {NAME: [1]}
+    before = source.fingerprint(NAME, 2)
+    manifest.write_bytes(text)
+    assert source.list_versions() == {NAME: [1, 2]}
+    assert source.fingerprint(NAME, 2) != before
+
+
+def test_two_workers_that_fetch_at_once_end_with_one_copy(web, tmp_path):
+    sources = [RemoteSource(web.url, tmp_path / "cache") for _ in range(4)]
+    found = []
+    threads = [
+        threading.Thread(target=lambda one=one: found.append(one.fetch(NAME, 1).folder))
+        for one in sources
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+async def test_a_repository_that_cannot_be_reached_keeps_what_serves(
+    web, serve, growing_repository
+):
+    classifier = await serve(web.url)
+    web.server.shutdown()
+    web.server.server_close()
+    with pytest.raises(RepositoryError):
+        await classifier.rollout.follow()
+    assert await version_of_answer(classifier, growing_repository) == 1
+
+
+@pytest.mark.parametrize("url", ["nothing://here", "http://127.0.0.1:1/models"])
+async def test_a_url_that_leads_nowhere_is_one_clear_line(serve, url):
+    with pytest.raises(RepositoryError) as refused:
+        await serve(url)
+    assert "\n" not in str(refused.value)
+    assert url.partition("/")[0] in str(refused.value)
