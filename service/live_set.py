@@ -185,7 +185,7 @@ class LiveSet:
                     proved[version] = found
         self._remember(name, failures)
         good = {version: proved.get(version, old.get(version)) for version in wanted}
-        if failures and not any(good.values()):
+        if not any(good.values()) and (failures or policy):
             good = {version: old.get(version) for version in orders.apply(set(old))}
         return {(name, version): model for version, model in good.items() if model is not None}
 

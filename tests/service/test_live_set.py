@@ -252,3 +252,15 @@ def test_a_model_that_drains_still_counts_against_the_memory(source):
     live.forget(live.draining[0])
     live.commit(live.settle(Orders()))
     assert serving(live, "b") == {1}
+
+
+def test_a_deleted_version_serves_on_while_all_that_is_left_is_ordered_out(source):
+    live, _ = make_live(source, VersionPolicy())
+    source.content["a"] = {3: "good"}
+    settle(live)
+    source.content["a"] = {1: "good"}
+    out = Orders(models={"a": ModelOrders(unloaded=frozenset({1}))})
+    settle(live, out)
+    assert serving(live) == {3}
+    settle(live, out.change("a", lambda one: one.unload(3)))
+    assert serving(live) == set()
