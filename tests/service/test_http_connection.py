@@ -11,6 +11,7 @@ import uvicorn
 
 from service.errors import ErrorCode
 from service.http_answer import STATUS
+from service.http_api import build_http_app
 from service.http_connection import TimedConnection
 from service.http_host import make_connection, prepare_host
 from service.settings import Settings
@@ -175,6 +176,30 @@ async def test_what_comes_after_an_answer_is_not_read_for_ever(connect, short, r
             else:
                 assert await is_open_for(reader, CONTROL_S)
                 sender.cancel()
+
+
+# ---- slow bodies ----
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+async def test_a_slow_body_is_cut_off(
+    stub_classifier, metrics, make_settings, serving_http, is_limited
+):
+    """Without the limit, the control, the request waits for as long as its client sends."""
+    settings = make_settings(request_read_timeout_s=SHORT_S if is_limited else 3600)
+    app = build_http_app(stub_classifier, metrics, settings)
+    async with serving_http(app, make_connection(settings, metrics)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        sender = asyncio.create_task(trickle(writer))
+        if is_limited:
+            assert await read_refusal(reader) == "request_timeout"
+            await asyncio.wait_for(sender, PATIENCE_S)
+        else:
+            assert await is_open_for(reader, CONTROL_S)
+            sender.cancel()
+        writer.close()
+    assert not stub_classifier.calls
 
 
 # ---- slow readers ----
