@@ -80,6 +80,17 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemberAnswer:
+    """What one member of an ensemble or cascade said: its best class and the probability."""
+
+    model: str
+    version: int
+    tta: str
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
     """The answer for one image.
 
@@ -97,6 +108,7 @@ class Classification:
         views: Views whose probabilities were averaged.
         batch_views: Views in the batch it ran in.
         timings: Where the time went.
+        members: Of an ensemble or cascade, those that ran, in their order.
     """
 
     model: str
@@ -112,11 +124,15 @@ class Classification:
     views: int
     batch_views: int
     timings: Timings
+    members: tuple[MemberAnswer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """What clients and operators may know about a served model."""
+    """What clients and operators may know about a served model.
+
+    `kind` is `bundle`, `ensemble` or `cascade`; the latter two have `members`, as NAME@VERSION.
+    """
 
     name: str
     version: int
@@ -132,3 +148,5 @@ class ModelDescription:
     labels: tuple[str, ...]
     decision: Decision
     version_labels: tuple[str, ...] = ()
+    kind: str = "bundle"
+    members: tuple[str, ...] = ()

@@ -202,6 +202,11 @@ class Classifier:
         """
         self._models.find(options.model)
         options.check(self._settings.default_timeout_ms)
+        return await self._classify_each(images, options)
+
+    async def _classify_each(
+        self, images: Sequence[bytes], options: Options
+    ) -> list[Classification | RequestError]:
         results = await asyncio.gather(
             *(self.classify(image, options) for image in images), return_exceptions=True
         )

@@ -104,6 +104,12 @@ def encode_classification(result: Classification, request_id: str) -> messages.C
     if result.label_set is not None:
         response.label_set.coverage = result.label_set.coverage
         response.label_set.predictions.extend(_encode_predictions(result.label_set.predictions))
+    response.members.extend(
+        messages.Member(
+            model=one.model, version=one.version, tta=one.tta, label=one.label, score=one.score
+        )
+        for one in result.members
+    )
     return response
 
 
@@ -158,6 +164,8 @@ def encode_model(model: ModelDescription) -> messages.Model:
             for one in model.decision.conformal
         ],
         version_labels=model.version_labels,
+        kind=model.kind,
+        members=model.members,
     )
 
 

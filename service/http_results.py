@@ -90,6 +90,8 @@ def _describe(model: ModelDescription) -> http_schema.Model:
             for one in model.decision.conformal
         ],
         "version_labels": list(model.version_labels),
+        "kind": model.kind,
+        "members": list(model.members),
     }
 
 
@@ -110,6 +112,17 @@ def _tell(result: Classification) -> http_schema.Outcome:
             "coverage": result.label_set.coverage,
             "predictions": _tell_predictions(result.label_set.predictions),
         }
+    if result.members:
+        outcome["members"] = [
+            {
+                "model": one.model,
+                "version": one.version,
+                "tta": one.tta,
+                "label": one.label,
+                "score": one.score,
+            }
+            for one in result.members
+        ]
     return outcome
 
 

@@ -67,6 +67,17 @@ class LabelSet(TypedDict):
     predictions: Annotated[list[Prediction], Field(description="Best first.")]
 
 
+@with_config(_EXACT)
+class Member(TypedDict):
+    """What one member of an ensemble or cascade said."""
+
+    model: str
+    version: int
+    tta: str
+    label: Annotated[str, Field(description="Its best class.")]
+    score: Score
+
+
 class Outcome(TypedDict):
     """What the model says of one image."""
 
@@ -83,6 +94,11 @@ class Outcome(TypedDict):
         Annotated[Group, Field(description="What can be said instead, when it abstained.")]
     ]
     label_set: NotRequired[Annotated[LabelSet, Field(description="When asked for by coverage.")]]
+    members: NotRequired[
+        Annotated[
+            list[Member], Field(description="Which members ran, of an ensemble or a cascade.")
+        ]
+    ]
     image: ImageInfo
 
 
@@ -184,6 +200,8 @@ class Model(TypedDict):
     version_labels: Annotated[
         list[str], Field(description="NAME@LABEL means this version; `stable` is what NAME means.")
     ]
+    kind: Annotated[str, Field(description="bundle, ensemble or cascade.")]
+    members: Annotated[list[str], Field(description="NAME@VERSION of what it is made of.")]
 
 
 @with_config(_EXACT)

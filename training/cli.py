@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_TTA = ("none", "hflip", "five_crop", "ten_crop", "multi_scale")
+TTA = ("none", "hflip", "five_crop", "ten_crop", "multi_scale")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_ANY_PATH = click.Path(path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
 
-_repository_option = click.option(
+repository_option = click.option(
     "--repository",
     type=_FOLDER,
     default=Path("exported_models"),
@@ -80,13 +80,13 @@ def train(
 @click.command()
 @click.argument("run_dir", type=_FOLDER)
 @click.option("--name", required=True, help="Of the model in the repository.")
-@_repository_option
+@repository_option
 @click.option("--licence", help="Of the model; default: that of the recipe's data.")
 @_fp16_option
 @_int8_option
 @click.option(
     "--tta",
-    type=click.Choice(_TTA),
+    type=click.Choice(TTA),
     multiple=True,
     help="Measure this augmentation too; default: hflip if the recipe flips.",
 )
@@ -98,7 +98,7 @@ def train(
 @click.option("--class-thresholds", is_flag=True, help="Thresholds for single classes too.")
 @click.option(
     "--hierarchy",
-    type=_ANY_PATH,
+    type=ANY_PATH,
     help="JSON object from child to parent: groups that an answer may fall back to.",
 )
 @_json_option
@@ -139,10 +139,10 @@ def export(
 
 @click.command("import")
 @click.option("--arch", help="timm:NAME, torchvision:NAME or seed:NAME.")
-@click.option("--onnx", type=_ANY_PATH, help="Instead: a classifier in an ONNX file.")
+@click.option("--onnx", type=ANY_PATH, help="Instead: a classifier in an ONNX file.")
 @click.option("--onnx-output", help="Its output of the classes, where it has several.")
 @click.option("--name", required=True, help="Of the model in the repository.")
-@click.option("--weights", type=_ANY_PATH, help="A .safetensors file; default: download them.")
+@click.option("--weights", type=ANY_PATH, help="A .safetensors file; default: download them.")
 @click.option(
     "--random-weights", is_flag=True, help="Weights from a seed instead, for measuring speed."
 )
@@ -154,15 +154,15 @@ def export(
     help="Where it is not known or to be changed: resize=256 crop=224 interpolation=bicubic "
     "mean=R,G,B std=R,G,B mean_255=R,G,B std_255=R,G,B policy=squash crop_only_resize=true ...",
 )
-@click.option("--labels", type=_ANY_PATH, help="Names of the classes: JSON, or one a line.")
+@click.option("--labels", type=ANY_PATH, help="Names of the classes: JSON, or one a line.")
 @click.option(
     "--images",
     "--parquet",
-    type=_ANY_PATH,
+    type=ANY_PATH,
     help="Real images for the gates, 64 or more, as a folder or Parquet file; "
     "default: crops of scikit-learn's two photographs.",
 )
-@_repository_option
+@repository_option
 @click.option("--licence", help="Of the weights; default: what their provider states.")
 @click.option("--accept-licence", is_flag=True, help="Import weights that are not free.")
 @_fp16_option
@@ -229,9 +229,9 @@ def import_weights(
 
 @click.command()
 @click.argument("bundle")
-@_repository_option
-@click.option("--data", type=_ANY_PATH, help="Folder or Parquet; default: the recipe's.")
-@click.option("--tta", type=click.Choice(_TTA), default="none", show_default=True)
+@repository_option
+@click.option("--data", type=ANY_PATH, help="Folder or Parquet; default: the recipe's.")
+@click.option("--tta", type=click.Choice(TTA), default="none", show_default=True)
 @click.option(
     "--average",
     type=click.Choice(["arithmetic", "geometric"]),
@@ -268,7 +268,7 @@ def evaluate(
         images = validation_images(found.manifest)
     else:
         images = load_images(data, found.manifest.labels)
-    with _progress(len(images)) as on_progress:
+    with show_progress(len(images)) as on_progress:
         measured = evaluate_bundle(
             found, images, precision=variant, tta=tta, average=average, on_progress=on_progress
         )
@@ -290,7 +290,7 @@ def _tell_stage(stage: str) -> None:
 
 
 @contextmanager
-def _progress(images: int) -> Iterator[Callable[[int], None]]:
+def show_progress(images: int) -> Iterator[Callable[[int], None]]:
     """Shows on stderr how many images are done, when somebody looks."""
     from rich.console import Console
     from rich.progress import Progress

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -170,11 +170,18 @@ def record_file(path: Path) -> FileRecord:
 
 
 @contextlib.contextmanager
-def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
+def publishing(
+    repository: Path, name: str, check: Callable[[Path], object] | None = None
+) -> Iterator[tuple[Path, int]]:
     """Yields an empty staging folder and the next version; publishes the folder when all went well.
 
     The body writes the whole bundle, `bundle.json` included. The folder is checked, synced to disk
     and renamed; when anything raises, nothing appears in the repository.
+
+    Args:
+        repository: The folder of bundles.
+        name: Of the model.
+        check: Raises when the folder is not what it should be; by default a bundle.
 
     Raises:
         BundleError: The name is not allowed, or what was written is not a bundle.
@@ -189,9 +196,7 @@ def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
         staging = Path(parent) / name / str(version)
         staging.mkdir(parents=True)
         yield staging, version
-        bundle = read_bundle(staging)
-        verify_files(bundle)
-        read_golden(bundle)
+        (check or _check_bundle)(staging)
         _sync(staging)
         final = repository / name / str(version)
         final.parent.mkdir(exist_ok=True)
@@ -203,6 +208,12 @@ def publishing(repository: Path, name: str) -> Iterator[tuple[Path, int]]:
             raise BundleError(f"{name}@{version} was published by someone else") from error
         _sync_folder(final.parent)
         _sync_folder(repository)
+
+
+def _check_bundle(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    verify_files(bundle)
+    read_golden(bundle)
 
 
 def _read(path: Path, kind: type[_M]) -> tuple[bytes, _M]:

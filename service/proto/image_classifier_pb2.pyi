@@ -23,7 +23,7 @@ class ClassifyRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., tta: _Optional[str] = ..., coverage: _Optional[float] = ..., priority: _Optional[str] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings", "decision", "group", "label_set")
+    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings", "decision", "group", "label_set", "members")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class ClassifyResponse(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     LABEL_SET_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     version: int
@@ -44,7 +45,22 @@ class ClassifyResponse(_message.Message):
     decision: Decision
     group: Group
     label_set: LabelSet
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., label_set: _Optional[_Union[LabelSet, _Mapping]] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., label_set: _Optional[_Union[LabelSet, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("model", "version", "tta", "label", "score")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TTA_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    tta: str
+    label: str
+    score: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., tta: _Optional[str] = ..., label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
     __slots__ = ("abstain_below", "coverage", "accuracy")
@@ -145,7 +161,7 @@ class ModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels", "decision", "roll_up", "label_sets", "version_labels")
+    __slots__ = ("name", "version", "is_default", "state", "provider", "variant", "classes", "input_height", "input_width", "digest", "top1", "labels", "decision", "roll_up", "label_sets", "version_labels", "kind", "members")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +178,8 @@ class Model(_message.Message):
     ROLL_UP_FIELD_NUMBER: _ClassVar[int]
     LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
     VERSION_LABELS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -178,7 +196,9 @@ class Model(_message.Message):
     roll_up: Reference
     label_sets: _containers.RepeatedCompositeFieldContainer[LabelSets]
     version_labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., roll_up: _Optional[_Union[Reference, _Mapping]] = ..., label_sets: _Optional[_Iterable[_Union[LabelSets, _Mapping]]] = ..., version_labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    kind: str
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: _Optional[bool] = ..., state: _Optional[str] = ..., provider: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[int] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., digest: _Optional[str] = ..., top1: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., roll_up: _Optional[_Union[Reference, _Mapping]] = ..., label_sets: _Optional[_Iterable[_Union[LabelSets, _Mapping]]] = ..., version_labels: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("coverage", "accuracy")

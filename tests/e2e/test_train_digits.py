@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.bundle.repository import read_bundle, verify_files
@@ -14,6 +16,7 @@ from service.bundle.repository import read_bundle, verify_files
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 RECIPE = "training/recipes/digits-lenet5.toml"
 
 
@@ -24,7 +27,7 @@ def fivecrop(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path):
+def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, start_server):
     """LeNet-5, 61,706 parameters: 98 % or more of 360 images that it never saw."""
     run_dir, repository = tmp_path / "run", tmp_path / "models"
     trained = json.loads(fivecrop("train", RECIPE, "--run-dir", run_dir, "--quiet", "--json"))
@@ -45,3 +48,26 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path):
     verify_files(bundle)
     assert bundle.manifest.variants[0].parity.top1_agreement == 1.0
     assert "report/learning_curves.png" in bundle.manifest.files
+
+    check_cascade(repository, bundle, start_server)
+
+
+def check_cascade(repository, bundle, start_server):
+    """More views only where the plain answer is not sure, as the README does it."""
+    (command,) = re.findall(r"^\.venv/bin/fivecrop (tune-cascade .*)$", README.read_text(), re.M)
+    made = json.loads(fivecrop(*command.split(), "--repository", repository, "--json"))
+    measured = made["measured"]
+    assert measured["images"] == 180
+    assert measured["top1"] >= 0.97
+    assert measured["cost_share"] < 2
+
+    server = start_server(repository).wait_ready()
+    image = next(bundle.folder.glob("golden/*.png")).read_bytes()
+    url = f"http://127.0.0.1:{server.http_port}/v1/classify?model=digits-careful"
+    answer = httpx.post(url, content=image).json()
+    assert answer["model"] == "digits-careful"
+    first = answer["members"][0]
+    threshold = made["members"][0]["escalate_below"]
+    assert [one["tta"] for one in answer["members"]] == (
+        ["none"] if first["score"] >= threshold else ["none", "multi_scale"]
+    )
