@@ -18,6 +18,7 @@ from service.http_admin import AdminApi
 from service.http_answer import STATUS, Answer, encode_json
 from service.http_body import parse_upload, read_body
 from service.http_client import ClientWatch
+from service.http_debug import DebugApi
 from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
 from service.http_open_inference import HttpOpenInference
 from service.http_options import read_options, refuse_query
@@ -119,6 +120,7 @@ class HttpApi:
             _get("/livez", self.tell_alive, Access.OPEN),
             _get("/readyz", self.tell_ready, Access.OPEN),
             _get("/metrics", self.render_metrics, Access.METRICS),
+            *DebugApi(self._settings).routes(),
             _get("/openapi.json", self.show_openapi, Access.OPEN),
             _get("/", _redirect_to_docs, Access.OPEN, is_page=True),
             _page("/docs", pages / "docs.html", b"text/html; charset=utf-8"),

@@ -105,6 +105,14 @@ def _paths(settings: Settings) -> Document:
     paths = _own_paths(settings)
     if settings.tfserving:
         del paths["/v1/models/{name}"]  # answered in a form that is not ours
+    if settings.api_keys is not None:
+        paths["/debug/config"] = _get(
+            "operations",
+            "showConfig",
+            "The settings, secrets masked.",
+            "application/json",
+            codes=(ErrorCode.INVALID_ARGUMENT,),
+        )
     return paths
 
 
