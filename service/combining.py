@@ -32,7 +32,7 @@ from service.classification import Classification, MemberAnswer, ModelDescriptio
 from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
-from service.models import Model
+from service.model import Model
 from service.settings import Settings
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ _BRACKETS_AN_IMAGE: Final = 2
 
 
 class TfServing:
-    """The routes. They answer `GET /v1/models/{model}` in place of our own route of that path."""
+    """The routes. They answer `GET /v1/models/{model}` and `GET /` in place of our own."""
 
     def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
         self._classifier = classifier
@@ -46,7 +46,12 @@ class TfServing:
             _route(f"{version}:predict", self.predict, "POST"),
             _route(version, self.show_status, "GET"),
             _route("/v1/models/{model}", self.show_status, "GET"),
+            _route("/", self.tell_alive, "GET", Access.OPEN),
         ]
+
+    async def tell_alive(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers as KServe's root does, which its client asks whether the server is live."""
+        return Answer(body=encode_json({"status": "alive"}))
 
     async def show_status(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers with the state of a model's versions: TensorFlow Serving's keys and KServe's."""
@@ -125,6 +130,6 @@ def _invalid(detail: str) -> RequestError:
     return RequestError(ErrorCode.INVALID_ARGUMENT, detail)
 
 
-def _route(path: str, answer: Handler, method: str) -> Route:
-    endpoint = Endpoint(answer, Access.INFER, error_key="error")
+def _route(path: str, answer: Handler, method: str, access: Access = Access.INFER) -> Route:
+    endpoint = Endpoint(answer, access, error_key="error")
     return Route(path, endpoint, methods=[method], include_in_schema=False)

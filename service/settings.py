@@ -240,7 +240,7 @@ class Settings(BaseSettings):
     tfserving: bool = Field(
         False,
         description="Also answer clients of TensorFlow Serving and KServe v1: "
-        "/v1/models/MODEL:predict, and /v1/models/MODEL in their form instead of ours.",
+        "/v1/models/MODEL:predict, and /v1/models/MODEL and / in their form instead of ours.",
     )
     sagemaker: bool = Field(
         False, description="Also answer Amazon SageMaker: /ping and /invocations."

@@ -152,6 +152,14 @@ async def test_tensorflow_serving_state_of_a_model(client, path):
     assert document["ready"] is True  # what KServe's client reads
 
 
+async def test_kserve_is_told_at_the_root_that_the_server_is_live(make_client):
+    for settings, status in (({}, 307), ({"tfserving": True}, 200)):
+        async with make_client(**settings) as client:
+            response = await client.get("/")
+            assert response.status_code == status
+    assert response.json() == {"status": "alive"}
+
+
 @pytest.mark.parametrize(
     ("path", "model"), [("toy", "toy"), ("toy/versions/3", "toy@3")], ids=["newest", "version"]
 )
