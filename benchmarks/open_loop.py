@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from benchmarks.servers import encode_form
+
 # After the last request, answers may still come for the deadline and this long.
 PATIENCE_S = 2.0
 _MAX_REQUESTS = 200_000
@@ -29,10 +31,14 @@ _MAX_REQUESTS = 200_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to send where: ``rate`` a second for ``seconds``, each with a deadline."""
+    """What to send where: ``rate`` a second for ``seconds``, each with a deadline.
+
+    ``form_field`` is the field of a multipart form, or ``raw``.
+    """
 
     port: int
     path: str
+    form_field: str
     listing: str
     rate: float | None
     seconds: float
@@ -43,12 +49,12 @@ class Plan:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What came back; times in milliseconds, each with the second its request was meant for."""
+    """What came back, by the second that each request was meant for; times in milliseconds."""
 
     good: list[tuple[float, float]] = field(default_factory=list)
     late: list[tuple[float, float]] = field(default_factory=list)
     rejected: list[tuple[float, float]] = field(default_factory=list)
-    failed: int = 0
+    failed: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     lags_ms: list[float] = field(default_factory=list)
     retry_after_s: list[int] = field(default_factory=list)
@@ -101,7 +107,7 @@ class Client:
         ends = self._loop.time() + plan.timeout_ms / 1000 + PATIENCE_S
         while self._in_flight and self._loop.time() < ends:
             await asyncio.sleep(0.02)
-        self.tally.failed += len(self._in_flight)
+        self.tally.failed += [meant - self._started for meant in self._in_flight]
 
     def answered(self, connection: _Connection, status: int, retry_after_s: int | None) -> None:
         """Tallies an answer and lets its connection carry the next request."""
@@ -129,8 +135,11 @@ class Client:
         if connection in self._idle:
             self._idle.remove(connection)
         elif connection.meant in self._in_flight:
-            self._in_flight.discard(connection.meant)
-            self.tally.failed += 1
+            self._fail(connection.meant)
+
+    def _fail(self, meant: float) -> None:
+        self._in_flight.discard(meant)
+        self.tally.failed.append(meant - self._started)
 
     def _send(self, meant: float) -> None:
         request = self._requests[self._sent % len(self._requests)]
@@ -144,15 +153,13 @@ class Client:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            self._in_flight.discard(meant)
-            self.tally.failed += 1
+            self._fail(meant)
 
     async def _connect_and_send(self, request: bytes, meant: float) -> None:
         try:
             await self._connect()
         except OSError:
-            self._in_flight.discard(meant)
-            self.tally.failed += 1
+            self._fail(meant)
             return
         self.tally.lags_ms.append((self._loop.time() - meant) * 1000)
         self._idle.pop().send(request, meant)
@@ -211,8 +218,11 @@ def _header(head: bytes, name: bytes) -> bytes | None:
 
 
 def _request(plan: Plan, body: bytes) -> bytes:
+    content_type = "image/jpeg"
+    if plan.form_field != "raw":
+        content_type, body = encode_form(plan.form_field, body)
     head = (
-        f"POST {plan.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\n"
+        f"POST {plan.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n"
         f"X-Request-Timeout-Ms: {plan.timeout_ms:g}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

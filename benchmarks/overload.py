@@ -70,6 +70,7 @@ class Overload:
         plan: dict[str, Any] = {
             "port": self._server.http_port,
             "path": self._server.spec.path,
+            "form_field": self._server.spec.form_field,
             "listing": str(self._listing),
             "rate": rate,
             "seconds": seconds or self._options.seconds,
@@ -103,7 +104,7 @@ class Overload:
         peak_a_cpu_s = (_goodput_a_cpu_s(before) + _goodput_a_cpu_s(after)) / 2
         rejects = sorted(ms for _, ms in load["rejected"])
         good = sorted(ms for _, ms in load["good"])
-        bad = [at for at, _ in (*calm["rejected"], *calm["late"])]
+        bad = [*calm["failed"], *(at for at, _ in (*calm["rejected"], *calm["late"]))]
         part = {
             "factor": factor,
             "peak_before": _goodput(before),
@@ -112,7 +113,7 @@ class Overload:
             "goodput_ratio": _goodput(load) / peak,
             "goodput_a_cpu_s_ratio": _goodput_a_cpu_s(load) / peak_a_cpu_s,
             "late": len(load["late"]),
-            "failed": load["failed"],
+            "failed": len(load["failed"]),
             "statuses": load["statuses"],
             "good_p99_ms": _quantile(good, 0.99),
             "rejects": len(rejects),

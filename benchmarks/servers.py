@@ -149,15 +149,22 @@ def _find_free_ports() -> tuple[int, int]:
         return first.getsockname()[1], second.getsockname()[1]
 
 
+def encode_form(field: str, body: bytes) -> tuple[str, bytes]:
+    """Returns the content type and the bytes of a form with one photograph."""
+    head = (
+        f"--{MULTIPART_BOUNDARY}\r\nContent-Disposition: form-data; "
+        f'name="{field}"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    )
+    return (
+        f"multipart/form-data; boundary={MULTIPART_BOUNDARY}",
+        head.encode() + body + f"\r\n--{MULTIPART_BOUNDARY}--\r\n".encode(),
+    )
+
+
 def _post(port: int, spec: ServerSpec, body: bytes) -> tuple[int, bytes]:
     content_type = "image/jpeg"
     if spec.form_field != "raw":
-        content_type = f"multipart/form-data; boundary={MULTIPART_BOUNDARY}"
-        head = (
-            f"--{MULTIPART_BOUNDARY}\r\nContent-Disposition: form-data; "
-            f'name="{spec.form_field}"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-        )
-        body = head.encode() + body + f"\r\n--{MULTIPART_BOUNDARY}--\r\n".encode()
+        content_type, body = encode_form(spec.form_field, body)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
         connection.request("POST", spec.path, body, {"Content-Type": content_type})

@@ -108,7 +108,7 @@ class Admission:
         if not self._flows:
             return False
         job.predicted_wait_s = self.wait_s(job)
-        wait_s = job.predicted_wait_s * job.flow.wait_factor
+        wait_s = job.flow.correct_wait(job.predicted_wait_s)
         is_late = wait_s + job.lane.expected_s(job) > _WAITING_SHARE * (job.deadline - now)
         return is_late and wait_s > 0 and job.flow in self._flows
 

@@ -72,9 +72,7 @@ def build_http_app(
     """
     api = HttpApi(classifier, metrics, settings)
     open_inference = HttpOpenInference(OpenInference(classifier, settings), metrics, settings)
-    # They are tried in order, so those that carry the load come first.
-    classify, *others = api.routes()
-    routes = [classify, *open_inference.routes(), *others]
+    routes = [*api.routes(), *open_inference.routes()]
     if client_schema is not None:
         routes.append(_fixed("/schema.json", Answer(body=encode_json(client_schema))))
     router = Router(routes, redirect_slashes=False, default=_refuse_unknown_path)
@@ -110,8 +108,8 @@ class HttpApi:
         pages = Path(__file__).parent / "web"
         admin = [] if self._admin is None else self._admin.routes()
         return [
-            Route("/v1/classify", Endpoint(self.classify, Access.INFER), methods=["POST", "PUT"]),
             *admin,
+            Route("/v1/classify", Endpoint(self.classify, Access.INFER), methods=["POST", "PUT"]),
             *self._drop_ins(),
             _get("/v1/models", self.list_models, Access.INFER),
             _get("/v1/models/{name}", self.show_model, Access.INFER),

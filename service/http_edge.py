@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.routing import Router
+from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from service.access import CREDENTIAL_NAMES, Access, AccessControl
@@ -43,6 +43,17 @@ INTAKE: Final = "fivecrop.intake"
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 _CREDENTIAL_NAMES: Final = frozenset(name.encode() for name in CREDENTIAL_NAMES)
+
+_SINGLE: Final = (
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"inference-header-content-length",
+    b"x-request-id",
+    b"x-request-timeout-ms",
+)
 
 # How long a refused upload is still read and thrown away, so that the client, which is busy
 # sending, gets to see the answer instead of a reset connection (RFC 9112, section 9.6).
@@ -83,11 +94,19 @@ class Endpoint:
         if control.needs_key(self.access):
             control.admit(self.access, _read_credentials(scope))
         if scope["method"] in _WITH_BODY:
+            _refuse_repeated(scope["headers"])
             intake: Intake = scope[INTAKE]
             with intake.admit() as held:
                 scope[ANSWER] = await self._answer(scope, _Counted(receive, held))
         else:
             scope[ANSWER] = await self._answer(scope, receive)
+
+
+def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses two values where a proxy in front may have taken the other one."""
+    names = [name for name, _ in headers]
+    if len(set(names)) != len(names) and any(names.count(name) > 1 for name in _SINGLE):
+        raise RequestError(ErrorCode.INVALID_ARGUMENT, "a header is given twice")
 
 
 class _Counted:
@@ -174,8 +193,8 @@ class HttpEdge:
             return _CLIENT_LEFT, "cancelled"
         except RequestError as refused:
             error = refused
-        except HTTPException as refused:
-            error, headers = _translate(refused)
+        except HTTPException:
+            error, headers = _refuse_method(self.router, scope)
         except Exception:  # whatever nobody foresaw
             logger.exception("unexpected error, request %s", scope[REQUEST_ID])
             error = RequestError(ErrorCode.INTERNAL, "something went wrong inside the service")
@@ -252,12 +271,20 @@ def _read_request_id(scope: Scope) -> str | None:
     return None
 
 
-def _translate(
-    refused: HTTPException,
+def _refuse_method(
+    router: Router, scope: Scope
 ) -> tuple[RequestError, tuple[tuple[bytes, bytes], ...]]:
-    """Returns our form of the error that Starlette's routing raises, which is always a 405."""
-    methods = (refused.headers or {}).get("Allow", "")
-    allow = ", ".join(sorted(methods.split(", ")))
+    """Returns our form of the error that Starlette's routing raises, which is always a 405.
+
+    Starlette names the methods of the first route of a path; another may have more.
+    """
+    found = [
+        route
+        for route in router.routes
+        if isinstance(route, Route) and route.matches(scope)[0] is Match.PARTIAL
+    ]
+    methods = [route.methods or set() for route in found if route.path == found[0].path]
+    allow = ", ".join(sorted(set[str]().union(*methods)))
     error = RequestError(ErrorCode.METHOD_NOT_ALLOWED, f"this path answers {allow}")
     return error, ((b"allow", allow.encode("ascii")),)
 

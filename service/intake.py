@@ -6,9 +6,7 @@ here, and a thousand clients may be sending ten megabytes each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
@@ -18,13 +16,24 @@ _RETRY_AFTER_S: Final = 1.0
 
 
 class Held:
-    """What one request holds."""
+    """What one request holds, from the beginning of a `with` block to its end."""
 
     __slots__ = ("_bytes", "_intake")
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._bytes = 0
+
+    def __enter__(self) -> Self:
+        intake = self._intake
+        if intake.requests >= intake.max_requests or intake.held_bytes >= intake.max_bytes:
+            raise intake.refusal()
+        intake.requests += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._intake.requests -= 1
+        self._intake.held_bytes -= self._bytes
 
     def add(self, size: int) -> None:
         """Counts bytes that arrived, not bytes that are promised: a promise is free to make.
@@ -38,25 +47,22 @@ class Held:
         intake.held_bytes += size
         self._bytes += size
 
-    def release(self) -> None:
-        """Gives everything back."""
-        self._intake.held_bytes -= self._bytes
-        self._bytes = 0
-
 
 class Intake:
     """The bounds, and what is held now. For one event loop.
 
     Attributes:
+        max_requests: Most requests.
         max_bytes: Most bytes of bodies.
-        held_bytes: Of requests that are not answered yet.
+        requests: Not answered yet.
+        held_bytes: Of their bodies.
     """
 
     def __init__(self, *, max_requests: int, max_bytes: int, metrics: Metrics) -> None:
-        self._max_requests = max_requests
-        self._requests = 0
         self._metrics = metrics
+        self.max_requests = max_requests
         self.max_bytes = max_bytes
+        self.requests = 0
         self.held_bytes = 0
 
     @classmethod
@@ -68,22 +74,9 @@ class Intake:
             metrics=metrics,
         )
 
-    @contextmanager
-    def admit(self) -> Iterator[Held]:
-        """Counts a request while the block runs.
-
-        Raises:
-            RequestError: `overloaded`.
-        """
-        if self._requests >= self._max_requests or self.held_bytes >= self.max_bytes:
-            raise self.refusal()
-        self._requests += 1
-        held = Held(self)
-        try:
-            yield held
-        finally:
-            self._requests -= 1
-            held.release()
+    def admit(self) -> Held:
+        """Returns what counts a request while it is entered; `overloaded` is raised then."""
+        return Held(self)
 
     def refusal(self) -> RequestError:
         """Returns the error for a request that there is no room for, and counts it."""

@@ -16,8 +16,9 @@ from service.priority import WEIGHT, Priority
 # A new measurement moves what is expected by a tenth; one that is far out, as when the machine
 # stalls, counts as four times what was expected at most.
 _NEW_SHARE: Final = 0.1
-# Shorter waits are the whims of the scheduler of the system, not of a queue.
-_PREDICTABLE_S: Final = 1e-3
+# Shorter waits are the whims of the scheduler of the system: on a busy machine a job that is first
+# in the queue may wait that long, which says nothing about one that has many before it.
+_PREDICTABLE_S: Final = 0.05
 _MOST_TIMES: Final = 4.0
 
 
@@ -84,7 +85,15 @@ class Flow:
         backlog: What is admitted, those at work included.
     """
 
-    __slots__ = ("_actual_s", "_predicted_s", "backlog", "encoded", "ready", "weight")
+    __slots__ = (
+        "_actual_s",
+        "_deviation_s",
+        "_predicted_s",
+        "backlog",
+        "encoded",
+        "ready",
+        "weight",
+    )
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -93,18 +102,23 @@ class Flow:
         self.backlog = Backlog()
         self._predicted_s = 0.0
         self._actual_s = 0.0
+        self._deviation_s = 0.0
 
-    @property
-    def wait_factor(self) -> float:
-        """What a predicted wait is to be multiplied by; never less than 1.
+    def correct_wait(self, predicted_s: float) -> float:
+        """Returns a predicted wait as experience corrects it, and rather too long than too short.
 
-        Newcomers to other flows take their share of the time that a job waits here, and only
-        experience tells how many come.
+        Newcomers to other flows take their share of the time that a job waits here, and the machine
+        has other work: only experience tells how much. As for a retransmission timer (RFC 6298) the
+        usual deviation comes on top.
         """
-        return max(1.0, self._actual_s / max(self._predicted_s, _PREDICTABLE_S))
+        usual_s = self._actual_s + self._deviation_s
+        return predicted_s * max(1.0, usual_s / max(self._predicted_s, _PREDICTABLE_S))
 
     def note_wait(self, predicted_s: float, actual_s: float) -> None:
         """Learns from a job whose turn came."""
+        if self._predicted_s:
+            expected_s = predicted_s * self._actual_s / self._predicted_s
+            self._deviation_s += _NEW_SHARE * (abs(actual_s - expected_s) - self._deviation_s)
         self._predicted_s += _NEW_SHARE * (predicted_s - self._predicted_s)
         self._actual_s += _NEW_SHARE * (actual_s - self._actual_s)
 

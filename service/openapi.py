@@ -78,6 +78,8 @@ def build_openapi(
     }
     if settings.api_keys is not None:
         _lock(document, access)
+    else:
+        _close_admin(document, access)
     return document
 
 
@@ -92,6 +94,14 @@ def _lock(document: Document, access: Mapping[str, Access]) -> None:
             for operation in item.values():
                 operation["security"] = [{"bearer": []}, {"apiKey": []}]
                 operation["responses"] |= describe_problems(_KEY_CODES)
+
+
+def _close_admin(document: Document, access: Mapping[str, Access]) -> None:
+    """Says that operations for administrators are refused: there are no keys to be one with."""
+    for path, item in document["paths"].items():
+        if access[path] is Access.ADMIN:
+            for operation in item.values():
+                operation["responses"] |= describe_problems((ErrorCode.FORBIDDEN,))
 
 
 def _schemas() -> Document:
@@ -255,8 +265,8 @@ def _classify_parameters(settings: Settings) -> list[Document]:
         describe_parameter(
             "X-Request-Id",
             "header",
-            "Echoed, and written to the log.",
-            {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+            "Echoed, and written to the log; one that is not [A-Za-z0-9._-]{1,64} is replaced.",
+            {"type": "string"},
         ),
         describe_parameter(
             "X-Request-Timeout-Ms",

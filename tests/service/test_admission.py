@@ -207,6 +207,29 @@ def test_waits_too_short_to_predict_make_nobody_late():
     assert admits(admission, make_job(lane, deadline=1.0), 0.0)
 
 
+def test_a_job_that_waited_for_a_busy_machine_makes_no_burst_late():
+    lane, admission = make_lane(seconds_per_view=0.002), make_admission()
+    for _ in range(50):
+        job = make_job(lane)
+        job.predicted_wait_s = 0.002
+        admission.enter(job, 0.0)
+        admission.note_turn(job, 0.03)
+        admission.leave(job)
+    enter(admission, make_job(lane), 100)
+    assert admits(admission, make_job(lane, deadline=1.0), 0.0)
+
+
+def test_waits_that_scatter_are_taken_for_longer():
+    seconds = 1.0
+    flow = make_lane().flows[Priority.NORMAL]
+    for _ in range(50):
+        flow.note_wait(seconds, seconds)
+    assert flow.correct_wait(seconds) == pytest.approx(seconds, rel=0.01)
+    for number in range(100):
+        flow.note_wait(seconds, seconds * (1.3 if number % 2 else 0.7))
+    assert flow.correct_wait(seconds) == pytest.approx(1.3 * seconds, rel=0.1)
+
+
 def test_the_header_estimate_is_corrected_by_what_decoding_took():
     lane = make_lane()
     for _ in range(60):

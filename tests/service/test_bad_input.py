@@ -222,6 +222,27 @@ async def test_a_cancelled_call_is_never_computed_and_its_neighbours_are(edges):
     assert 'fivecrop_rejected_total{reason="cancelled"} 1.0' in edges.metrics.render()[0].decode()
 
 
+async def test_calls_that_are_opened_and_reset_leave_nothing_behind(make_edges):
+    # A queue that kept what was reset (CVE-2023-44487 against HTTP/2 at large) would be full.
+    edges = make_edges(max_queue_views=60)
+    async with edges.http, edges.serving_grpc as served:
+        edges.grpc = ImageClassifierStub(served.channel)
+        blocked = await block(edges)
+        for _ in range(10):
+            calls = [edges.grpc.Classify(messages.ClassifyRequest(image=JPEG)) for _ in range(100)]
+            async with asyncio.timeout(PATIENCE_S):
+                while "fivecrop_queue_views 2.0" in edges.metrics.render()[0].decode():
+                    await asyncio.sleep(0.001)
+            for call in calls:
+                call.cancel()
+        await wait_for_metric(edges, "fivecrop_queue_views 2.0")
+        await wait_for_metric(edges, 'fivecrop_inflight_requests{transport="grpc"} 0.0')
+        edges.model.gate.set()
+        assert await asyncio.gather(*blocked) == ["ok", "ok"]
+        assert await ask_grpc(edges, JPEG) == "ok"
+        assert sum(edges.model.batches) == 3
+
+
 async def test_a_full_queue_refuses_over_both_transports_and_says_when_to_come_back(make_edges):
     edges = make_edges(max_queue_views=2)
     async with edges.http, edges.serving_grpc as served:

@@ -312,6 +312,8 @@ async def test_an_unknown_path_is_a_problem_document(http_client, path):
         ("DELETE", "/v1/classify", "POST, PUT"),
         ("POST", "/livez", "GET, HEAD"),
         ("OPTIONS", "/v1/models/toy", "GET, HEAD"),
+        ("GET", "/v1/models/toy/labels/canary", "DELETE, PUT"),
+        ("OPTIONS", "/v1/models/toy:load", "POST"),
     ],
 )
 async def test_a_wrong_method_names_the_right_ones(http_client, method, path, allow):
@@ -581,6 +583,23 @@ async def test_ambiguous_lengths_are_refused(
         answer = await exchange(port, HEAD + lines + b"\r\nabc")
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 413 "))
     assert not stub_classifier.calls
+
+
+@pytest.mark.parametrize(
+    "name", ["Content-Type", "Content-Encoding", "X-Request-Timeout-Ms", "X-Request-Id", "Host"]
+)
+async def test_a_header_given_twice_is_refused(
+    stub_classifier, metrics, make_settings, serving_http, name
+):
+    app = build_http_app(stub_classifier, metrics, make_settings())
+    twice = f"{name}: 1\r\n{name}: 2\r\n".encode()
+    last = b"Accept: a\r\nAccept: b\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
+    async with serving_http(app) as port:
+        answer = await exchange(port, HEAD + twice + b"Content-Length: 3\r\n\r\nabc" + HEAD + last)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"invalid_argument"' in answer
+    assert b"HTTP/1.1 200 " in answer, "others may be repeated"
+    assert len(stub_classifier.calls) == 1
 
 
 @pytest.mark.parametrize("server", [HttpConnection, "httptools"])

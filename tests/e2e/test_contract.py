@@ -1,0 +1,60 @@
+"""The OpenAPI document holds: schemathesis sends what it allows and what it forbids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+SCHEMATHESIS = Path(sys.executable).with_name("st")
+SECONDS = 40
+
+
+def check_contract(server, folder, *options):
+    """Runs every check but one for a bounded time; the server must be ready afterwards."""
+    run = subprocess.run(
+        [
+            SCHEMATHESIS,
+            "run",
+            f"http://127.0.0.1:{server.http_port}/openapi.json",
+            "--phases=examples,coverage,fuzzing",
+            f"--max-time={SECONDS}",
+            "--max-examples=30",
+            "--seed=1",
+            "--request-timeout=30",
+            "--suppress-health-check=all",
+            # No schema can say that bytes are to be an image, or which models there are.
+            "--exclude-checks=positive_data_acceptance",
+            "--no-color",
+            *options,
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=10 * SECONDS,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert server.get("/readyz")[0] == 200
+    assert "Traceback" not in server.stderr
+
+
+def test_schemathesis_finds_nothing_as_anybody(start_server, tmp_path):
+    check_contract(start_server().wait_ready(), tmp_path)
+
+
+def test_schemathesis_finds_nothing_with_a_key(start_server, tmp_path):
+    keys = tmp_path / "keys.json"
+    scopes = [f"--scope={scope}" for scope in ("infer", "metrics")]
+    key = subprocess.run(
+        [SCHEMATHESIS.with_name("fivecrop"), "keys", "add", f"--file={keys}", *scopes],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    server = start_server(api_keys=keys).wait_ready()
+    check_contract(server, tmp_path, f"--header=Authorization: Bearer {key}")
