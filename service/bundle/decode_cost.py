@@ -12,6 +12,7 @@ import struct
 from typing import Final
 
 from service.bundle.structure import Format, read_webp_canvas, sniff
+from service.errors import RequestError
 
 _EACH_S: Final = 0.5e-3
 _NS_A_PIXEL: Final[dict[Format, float]] = {
@@ -62,6 +63,8 @@ def estimate_decode_s(data: bytes, max_pixels: int) -> float:
         pixels, extra_ns = _read_header(data, form, max_pixels)
     except (struct.error, IndexError):
         pixels, extra_ns = max_pixels, 0.0
+    except RequestError:
+        return 0.0
     if pixels > max_pixels:
         return 0.0
     ns = pixels * _NS_A_PIXEL[form] + len(data) * _NS_A_BYTE[form] + extra_ns

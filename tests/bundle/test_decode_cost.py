@@ -58,7 +58,7 @@ def test_what_is_refused_for_its_size_costs_nothing():
     assert estimate(bytes(jpeg)) == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1", b"%PDF-1.7"])
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1", b"%PDF-1.7", b"RIFF\0\0\0\0WEBPVP9 "])
 def test_what_is_no_image_costs_nothing(data):
     assert estimate(data) == 0
 
