@@ -71,6 +71,7 @@ class LiveSet:
     draining: list[Model] = field(default_factory=list)
     _failures: dict[Key, Failure] = field(default_factory=dict)
     _loading: Key | None = None
+    _has_started: bool = False
     _fresh: dict[Key, Model] = field(default_factory=dict)
 
     def settle(
@@ -103,6 +104,11 @@ class LiveSet:
 
     def commit(self, settled: Settled) -> tuple[list[Model], list[Model]]:
         """Makes it what serves; returns the models that are new and those that are to drain."""
+        if not self._has_started:
+            # Until now a failure may have been why the server does not start: one line, not two.
+            for key, failure in self._failures.items():
+                _log_failure(key, failure)
+            self._has_started = True
         before, after = self.serving, dict(settled.models)
         self.serving = after
         gone = [model for key, model in before.items() if after.get(key) is not model]
@@ -206,13 +212,15 @@ class LiveSet:
             model = self.prove(self.source.fetch(name, version), self._admit)
         except (StartError, OSError, MemoryError) as error:
             self.metrics.count_load_failure(f"{name}@{version}")
-            logger.error("%s@%d is not served: %s", name, version, error)
-            return Failure(
+            failure = Failure(
                 error=error if isinstance(error, StartError) else BundleError(str(error)),
                 reason=self.source.hide_place(str(error)),
                 # Room may be made, and a machine may recover, without a change of the files.
                 fingerprint=fingerprint if isinstance(error, BundleError) else None,
             )
+            if self._has_started:
+                _log_failure((name, version), failure)
+            return failure
         finally:
             self._loading = None
         self._fresh[name, version] = model
@@ -235,3 +243,7 @@ class LiveSet:
         self._failures = {key: one for key, one in self._failures.items() if key[0] != name}
         self._failures |= {(name, version): one for version, one in failures.items()}
         self.show()
+
+
+def _log_failure(key: Key, failure: Failure) -> None:
+    logger.error("%s@%d is not served: %s", *key, failure.error)
