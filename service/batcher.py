@@ -13,10 +13,8 @@ import threading
 import time
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.admission import Admission, Bounds, Reason
+from service.batch import run_batch
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
 from service.schedule import Job, Lane, Outcome, Prepare, Run, Schedule, Wait
@@ -232,7 +230,7 @@ class Batcher:
     def _run(self, lane: Lane, jobs: list[Job], start: float) -> None:
         """Runs a batch; when it fails, its halves, so that one poison image fails alone."""
         try:
-            probabilities = self._run_views(lane, [job.decoded.views for job in jobs])
+            outcomes = run_batch(lane, jobs, start, self._metrics)
         except Exception as error:
             if len(jobs) == 1:
                 logger.exception("%s failed on one image", lane.name)
@@ -245,25 +243,8 @@ class Batcher:
             self._run(lane, jobs[:middle], start)
             self._run(lane, jobs[middle:], start)
             return
-        infer_s = time.monotonic() - start
-        lane.note_run(infer_s, len(probabilities))
-        first = 0
-        for job in jobs:
-            rows = probabilities[first : first + job.view_count]
-            first += job.view_count
-            outcome = _outcome(
-                job, rows, batch_views=len(probabilities), start=start, infer_s=infer_s
-            )
+        for job, outcome in zip(jobs, outcomes, strict=True):
             self._finish(job, outcome)
-
-    def _run_views(self, lane: Lane, views: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        batch = views[0] if len(views) == 1 else np.concatenate(views)
-        parts = []
-        for start in range(0, len(batch), lane.max_batch_views):
-            part = batch[start : start + lane.max_batch_views]
-            self._metrics.observe_batch(lane.name, len(part))
-            parts.append(lane.run(part))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _let_go(self, lane: Lane) -> None:
         lane.threads -= 1
@@ -322,24 +303,6 @@ class Batcher:
 
     def _show_queue(self) -> None:
         self._metrics.set_queue_views(self._admission.load.views)
-
-
-def _outcome(
-    job: Job,
-    probabilities: NDArray[np.float32],
-    *,
-    batch_views: int,
-    start: float,
-    infer_s: float,
-) -> Outcome:
-    return Outcome(
-        probabilities=probabilities,
-        prepared=job.decoded,
-        batch_views=batch_views,
-        decode_s=job.decode_s,
-        queue_s=start - job.admitted_at - job.decode_s,
-        infer_s=infer_s,
-    )
 
 
 def _draining() -> RequestError:

@@ -56,12 +56,16 @@ class Options:
             raise RequestError(
                 ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
             )
-        timeout_ms = default_timeout_ms if self.timeout_ms is None else self.timeout_ms
-        if math.isnan(timeout_ms):
-            raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
-        if timeout_ms <= 0:
-            raise late()
-        return cast("TtaPolicy", self.tta), min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
+        return cast("TtaPolicy", self.tta), _seconds_left(self.timeout_ms, default_timeout_ms)
+
+
+def _seconds_left(asked_ms: float | None, default_ms: float) -> float:
+    timeout_ms = default_ms if asked_ms is None else asked_ms
+    if math.isnan(timeout_ms):
+        raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
+    if timeout_ms <= 0:
+        raise late()
+    return min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
 
 
 def late() -> RequestError:
@@ -125,6 +129,62 @@ class Classification:
     batch_views: int
     timings: Timings
     members: tuple[MemberAnswer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainOptions:
+    """What a client may ask of an explanation.
+
+    Attributes:
+        model: NAME or NAME@VERSION; None is the default model.
+        index: The class to explain; None is the best one.
+        method: `cam`, `occlusion`, or `auto` for the first that the model has.
+        timeout_ms: Time left until the answer is worthless; None is the server's default.
+        has_overlay: Also draw the picture.
+    """
+
+    model: str | None = None
+    index: int | None = None
+    method: str = "auto"
+    timeout_ms: float | None = None
+    has_overlay: bool = False
+
+    def check(self, default_timeout_ms: float) -> float:
+        """Returns the seconds until the deadline.
+
+        Raises:
+            RequestError: `invalid_argument` for what has no meaning, `deadline_exceeded`.
+        """
+        return _seconds_left(self.timeout_ms, default_timeout_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Where in the image the evidence for a class lies.
+
+    Attributes:
+        model: Name of the model that answered.
+        version: Its version.
+        method: `cam` or `occlusion`.
+        prediction: The class, and its score on the whole image.
+        evidence: float32 [h, w] over the centre crop that the model saw.
+        overlay: PNG of that crop with the evidence over it, when asked for.
+        width: Of the image file, in pixels.
+        height: Of the image file, in pixels.
+        format: Of the image file.
+        timings: Where the time went.
+    """
+
+    model: str
+    version: int
+    method: str
+    prediction: Prediction
+    evidence: NDArray[np.float32] = field(compare=False)
+    overlay: bytes | None
+    width: int
+    height: int
+    format: str
+    timings: Timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,15 @@ from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views, prepare
 from service.classification import (
     Classification,
+    ExplainOptions,
+    Explanation,
     ModelDescription,
     Options,
     Timings,
-    late,
 )
+from service.dispatch import dispatch
 from service.errors import RequestError
+from service.explain import choose_method, conclude
 from service.metrics import Metrics
 from service.model import Model
 from service.models import Models, Unavailable
@@ -159,9 +162,8 @@ class Classifier:
         level = None
         if options.coverage is not None:
             level = model.decider.find_level(options.coverage, tta)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Outcome] = loop.create_future()
-        job = Job(
+        draft = partial(
+            Job,
             lane=model.lane,
             prepare=partial(
                 prepare, image, model.bundle.manifest.preprocess, tta=tta, limits=self._limits
@@ -169,28 +171,32 @@ class Classifier:
             view_count=count_views(tta),
             encoded_bytes=len(image),
             deadline=start + timeout_s,
-            finish=partial(_settle_soon, loop, answer),
             priority=Priority(options.priority),
             decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
         )
-        if self._allowances is not None:
-            self._allowances.take(job, start)
-        self._batcher.submit(job)
-        # Its caller is told at the deadline, not at its turn, and its place in the queue is free.
-        timer = loop.call_later(timeout_s, self._expire, job, answer)
-        try:
-            outcome = await answer
-        except asyncio.CancelledError:
-            job.is_cancelled = True
-            self._batcher.withdraw(job)
-            raise
-        finally:
-            timer.cancel()
+        job, outcome = await dispatch(self._batcher, draft, self._allowances)
         resumed_at = time.monotonic()
         result = self._conclude(model, outcome, options.top_k, level, start)
         if self._tracing is not None:
             self._trace(self._tracing, job, result, resumed_at)
         return result
+
+    async def explain(self, image: bytes, options: ExplainOptions) -> Explanation:
+        """Returns where in one encoded image the evidence for a class lies.
+
+        Raises:
+            RequestError: As for `classify`; `invalid_argument` for a class or method that the model
+                does not have.
+        """
+        start = time.monotonic()
+        model = self._models.find(options.model)
+        deadline = start + options.check(self._settings.default_timeout_ms)
+        method = choose_method(options, model.bundle.manifest)
+        draft = method.draft(model, image, self._limits, deadline)
+        _, outcome = await dispatch(self._batcher, draft, self._allowances)
+        tell = partial(conclude, method, model, outcome, options, start)
+        # Drawing takes some milliseconds, which the event loop does not have.
+        return await asyncio.to_thread(tell) if options.has_overlay else tell()
 
     async def classify_many(
         self, images: Sequence[bytes], options: Options
@@ -230,10 +236,6 @@ class Classifier:
             RequestError: `model_not_found`.
         """
         return self._describe(self._models.find(reference))
-
-    def _expire(self, job: Job, answer: asyncio.Future[Outcome]) -> None:
-        self._batcher.withdraw(job)
-        _settle(answer, late())
 
     def _conclude(
         self,
@@ -325,22 +327,3 @@ class Classifier:
 
 def _not_to_be_run(*_: object) -> Never:
     raise AssertionError("a job that is only judged never runs")
-
-
-def _settle(answer: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
-    if answer.done():
-        return
-    if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
-
-
-def _settle_soon(
-    loop: asyncio.AbstractEventLoop,
-    answer: asyncio.Future[Outcome],
-    outcome: Outcome | Exception,
-) -> None:
-    """Hands a worker thread's outcome to the event loop."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(_settle, answer, outcome)

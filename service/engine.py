@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from service.errors import BundleError, ProviderError
 
+# The class activation map, and the input that switches it on (training/activation_map.py).
+CAM, CAM_SWITCH = "cam", "with_cam"
+
 Provider = Literal["cuda", "openvino", "cpu"]
 
 _EXECUTION_PROVIDERS: dict[Provider, str] = {
@@ -84,9 +87,16 @@ class Engine:
     def run_outputs(
         self, views: NDArray[np.uint8], names: Sequence[str]
     ) -> list[NDArray[np.float32]]:
-        """Returns the named outputs, each float32 [N, ...], for views uint8 [N, H, W, 3]."""
+        """Returns the named outputs, each float32 [N, ...], for views uint8 [N, H, W, 3].
+
+        ONNX Runtime computes every output, asked for or not (only its training builds heed
+        `only_execute_path_to_fetches`), so the graph has a switch for the costly one.
+        """
         if not self.batch_sizes:
-            outputs: list[NDArray[np.float32]] = self._session.run(names, {self._input: views})
+            feeds = {self._input: views}
+            if CAM in names:
+                feeds[CAM_SWITCH] = np.array(True)
+            outputs: list[NDArray[np.float32]] = self._session.run(names, feeds)
             return outputs
         largest = self.batch_sizes[-1]
         parts = [
@@ -112,6 +122,8 @@ class Engine:
         binding.bind_ortvalue_input(
             self._input, ort.OrtValue.ortvalue_from_numpy(views, "cuda", self._device)
         )
+        if CAM in names:
+            binding.bind_cpu_input(CAM_SWITCH, np.array(True))
         for name in names:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from service.bundle.manifest import DecisionReference
 from service.bundle.postprocess import Prediction
-from service.classifier import Classification, ModelDescription
+from service.classification import Classification, Explanation, ModelDescription, Timings
 from service.errors import ErrorCode, RequestError
 from service.proto import image_classifier_pb2 as messages
 from service.proto import rpc_status_pb2
@@ -90,12 +90,7 @@ def encode_classification(result: Classification, request_id: str) -> messages.C
         abstained=verdict.abstained,
         decision=_encode_decision(verdict.threshold, result.reference),
         image=messages.ImageInfo(width=result.width, height=result.height, format=result.format),
-        timings=messages.Timings(
-            decode_ms=timings.decode_s * 1000,
-            queue_ms=timings.queue_s * 1000,
-            infer_ms=timings.infer_s * 1000,
-            total_ms=timings.total_s * 1000,
-        ),
+        timings=_encode_timings(timings),
     )
     if verdict.group is not None:
         response.group.CopyFrom(
@@ -111,6 +106,34 @@ def encode_classification(result: Classification, request_id: str) -> messages.C
         for one in result.members
     )
     return response
+
+
+def encode_explanation(found: Explanation, request_id: str) -> messages.ExplainResponse:
+    """Returns the message for one explained image."""
+    best = found.prediction
+    height, width = found.evidence.shape
+    return messages.ExplainResponse(
+        request_id=request_id,
+        model=found.model,
+        version=found.version,
+        method=found.method,
+        prediction=messages.Prediction(label=best.label, index=best.index, score=best.score),
+        height=height,
+        width=width,
+        values=found.evidence.ravel(),
+        overlay=found.overlay,
+        image=messages.ImageInfo(width=found.width, height=found.height, format=found.format),
+        timings=_encode_timings(found.timings),
+    )
+
+
+def _encode_timings(timings: Timings) -> messages.Timings:
+    return messages.Timings(
+        decode_ms=timings.decode_s * 1000,
+        queue_ms=timings.queue_s * 1000,
+        infer_ms=timings.infer_s * 1000,
+        total_ms=timings.total_s * 1000,
+    )
 
 
 def _encode_predictions(predictions: Sequence[Prediction]) -> list[messages.Prediction]:

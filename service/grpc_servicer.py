@@ -14,7 +14,8 @@ from grpc.aio import ServicerContext
 
 from service.access import Access
 from service.access_log import log_access
-from service.classifier import Classification, Classifier, Options
+from service.classification import Classification, ExplainOptions, Explanation, Options
+from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.grpc_access import Rpc
 from service.grpc_answer import (
@@ -23,6 +24,7 @@ from service.grpc_answer import (
     encode_classification,
     encode_details,
     encode_error,
+    encode_explanation,
     encode_model,
 )
 from service.intake import Intake
@@ -99,6 +101,14 @@ class ImageClassifier:
                     messages.ClassifyStreamResponse.SerializeToString,
                 ),
             ),
+            "Explain": Rpc(
+                access=Access.INFER,
+                handler=grpc.unary_unary_rpc_method_handler(
+                    self.explain,
+                    messages.ExplainRequest.FromString,
+                    messages.ExplainResponse.SerializeToString,
+                ),
+            ),
             "Models": Rpc(
                 access=Access.INFER,
                 handler=grpc.unary_unary_rpc_method_handler(
@@ -142,6 +152,17 @@ class ImageClassifier:
                 await slots.acquire()
                 group.create_task(answer(request))
 
+    async def explain(
+        self, request: messages.ExplainRequest, context: Context
+    ) -> messages.ExplainResponse:
+        """Answers where in one image the evidence lies."""
+        call = _open(context, "Explain")
+        try:
+            found = await self._measure(call, self._explain(request, call.timeout_ms))
+        except RequestError as error:
+            await _abort(context, call, error)
+        return encode_explanation(found, call.request_id)
+
     async def list_models(
         self, request: messages.ModelsRequest, context: Context
     ) -> messages.ModelsResponse:
@@ -170,19 +191,28 @@ class ImageClassifier:
     async def _classify(
         self, request: messages.ClassifyRequest, timeout_ms: float | None
     ) -> Classification:
-        image = request.image
+        self._check_image(request.image)
+        given = _read_fields(request, ("model", "top_k", "tta", "priority", "coverage"))
+        options = Options(**given, timeout_ms=timeout_ms)
+        with self._intake.admit() as held:
+            held.add(len(request.image))
+            return await self._classifier.classify(request.image, options)
+
+    async def _explain(
+        self, request: messages.ExplainRequest, timeout_ms: float | None
+    ) -> Explanation:
+        self._check_image(request.image)
+        given = _read_fields(request, ("model", "index", "method"))
+        options = ExplainOptions(**given, timeout_ms=timeout_ms, has_overlay=request.overlay)
+        with self._intake.admit() as held:
+            held.add(len(request.image))
+            return await self._classifier.explain(request.image, options)
+
+    def _check_image(self, image: bytes) -> None:
         limit = self._settings.max_body_bytes
         if len(image) > limit:
             raise RequestError(ErrorCode.BODY_TOO_LARGE, f"the image is larger than {limit} bytes")
         refuse_url(image)
-        given: dict[str, Any] = {
-            name: getattr(request, name)
-            for name in ("model", "top_k", "tta", "priority", "coverage")
-            if request.HasField(name)
-        }
-        with self._intake.admit() as held:
-            held.add(len(image))
-            return await self._classifier.classify(image, Options(**given, timeout_ms=timeout_ms))
 
     async def _describe_models(self) -> list[messages.Model]:
         return [encode_model(model) for model in self._classifier.describe_models()]
@@ -260,6 +290,11 @@ def _find_status(code: str) -> grpc.StatusCode:
     if code in ("ok", "cancelled"):
         return grpc.StatusCode[code.upper()]
     return STATUS[ErrorCode(code)]
+
+
+def _read_fields(request: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the optional fields that the client set."""
+    return {name: getattr(request, name) for name in names if request.HasField(name)}
 
 
 def _open(context: Context, method: str) -> _Call:

@@ -20,6 +20,7 @@ from service.http_body import parse_upload, read_body
 from service.http_client import ClientWatch
 from service.http_debug import DebugApi
 from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
+from service.http_explain import HttpExplain
 from service.http_open_inference import HttpOpenInference
 from service.http_options import read_options, refuse_query
 from service.http_results import (
@@ -110,6 +111,7 @@ class HttpApi:
         return [
             *admin,
             Route("/v1/classify", Endpoint(self.classify, Access.INFER), methods=["POST", "PUT"]),
+            *HttpExplain(self._classifier, self._metrics, self._settings).routes(),
             *self._drop_ins(),
             _get("/v1/models", self.list_models, Access.INFER),
             _get("/v1/models/{name}", self.show_model, Access.INFER),

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from service.classifier import Options
+from service.classification import ExplainOptions, Options
 from service.errors import ErrorCode, RequestError
 
 NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage"})
+EXPLAIN_NAMES: Final = frozenset({"model", "index", "method"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 _FRACTION = re.compile(r"[0-9]?\.[0-9]{1,9}")
@@ -23,6 +24,20 @@ def refuse_query(query: bytes) -> None:
         raise _invalid("this path has no query parameters")
 
 
+def read_explain_options(query: bytes, headers: Mapping[bytes, bytes]) -> ExplainOptions:
+    """Returns what the client wants explained; it gets a picture when it accepts `image/png`.
+
+    Raises:
+        RequestError: As for `read_options`.
+    """
+    given = _read_query(query, EXPLAIN_NAMES) if query else {}
+    if "index" in given:
+        given["index"] = _read_integer("index", given["index"])
+    _read_timeout(headers, given)
+    accept = headers.get(b"accept", b"").lower()
+    return ExplainOptions(**given, has_overlay=b"image/png" in accept)
+
+
 def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
     """Returns the options that the client gave; what it left out keeps its default.
 
@@ -30,23 +45,31 @@ def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
         RequestError: `invalid_argument` for an unknown, repeated or misspelt option. Whether a
             value makes sense is the classifier's to say.
     """
-    given: dict[str, Any] = _read_query(query) if query else {}
+    given = _read_query(query, NAMES) if query else {}
     if "top_k" in given:
-        if not _INTEGER.fullmatch(given["top_k"]):
-            raise _invalid("top_k is not a whole number")
-        given["top_k"] = int(given["top_k"])
+        given["top_k"] = _read_integer("top_k", given["top_k"])
     if "coverage" in given:
         if not _FRACTION.fullmatch(given["coverage"]):
             raise _invalid("coverage is not a number such as 0.9")
         given["coverage"] = float(given["coverage"])
+    _read_timeout(headers, given)
+    return Options(**given)
+
+
+def _read_integer(name: str, text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise _invalid(f"{name} is not a whole number")
+    return int(text)
+
+
+def _read_timeout(headers: Mapping[bytes, bytes], given: dict[str, Any]) -> None:
     if (timeout_ms := headers.get(b"x-request-timeout-ms")) is not None:
         if not _NUMBER.fullmatch(timeout_ms):
             raise _invalid("X-Request-Timeout-Ms is not a number of milliseconds")
         given["timeout_ms"] = float(timeout_ms)
-    return Options(**given)
 
 
-def _read_query(query: bytes) -> dict[str, Any]:
+def _read_query(query: bytes, names: frozenset[str]) -> dict[str, Any]:
     try:
         pairs = parse_qsl(
             query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16
@@ -54,8 +77,8 @@ def _read_query(query: bytes) -> dict[str, Any]:
     except ValueError:
         raise _invalid("the query is malformed") from None
     given: dict[str, Any] = dict(pairs)
-    if not given.keys() <= NAMES:
-        raise _invalid(f"unknown query parameter; known are {', '.join(sorted(NAMES))}")
+    if not given.keys() <= names:
+        raise _invalid(f"unknown query parameter; known are {', '.join(sorted(names))}")
     if len(given) != len(pairs):
         raise _invalid("a query parameter is given twice")
     return given

@@ -43,7 +43,7 @@ def answer_labels(model: ModelDescription) -> Answer:
 def answer_single(result: Classification, request_id: str) -> Answer:
     """Returns the answer for one image."""
     document: http_schema.Single = {"request_id": request_id, **_tell(result)}
-    headers = (_server_timing(result.timings),)
+    headers = (server_timing(result.timings),)
     return Answer(body=encode_json(document), headers=headers, results=(result,))
 
 
@@ -56,7 +56,7 @@ def answer_several(results: list[Classification | RequestError], request_id: str
     # They ran side by side, so the slowest one tells where the time went.
     timings = [result.timings for result in results if not isinstance(result, RequestError)]
     slowest = max(timings, key=lambda one: one.total_s, default=None)
-    headers = (_server_timing(slowest),) if slowest else ()
+    headers = (server_timing(slowest),) if slowest else ()
     return Answer(body=encode_json(document), headers=headers, results=results)
 
 
@@ -160,7 +160,8 @@ def _tell_item(
     return {"item": item, "status": 200, **_tell(result)}
 
 
-def _server_timing(timings: Timings) -> tuple[bytes, bytes]:
+def server_timing(timings: Timings) -> tuple[bytes, bytes]:
+    """Returns the header that tells where the time went, in milliseconds."""
     value = b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (
         timings.decode_s * 1000,
         timings.queue_s * 1000,

@@ -143,6 +143,34 @@ class Several(TypedDict):
 
 
 @with_config(_EXACT)
+class Evidence(TypedDict):
+    """How much each cell of the view speaks for the class; below 0, against it."""
+
+    height: Annotated[int, Field(ge=1, description="Rows of cells.")]
+    width: Annotated[int, Field(ge=1, description="Cells in a row.")]
+    values: Annotated[list[list[float]], Field(description="By row, from the top left.")]
+
+
+@with_config(_EXACT)
+class Explanation(TypedDict):
+    """Where the evidence for a class lies, in the centre crop that the model saw."""
+
+    request_id: str
+    model: str
+    version: int
+    method: Annotated[
+        str,
+        Field(
+            description="`cam`: parts of the logit, relative to the mean of the classes. "
+            "`occlusion`: fall of the log-probability when the place is covered."
+        ),
+    ]
+    prediction: Annotated[Prediction, Field(description="The class that is explained.")]
+    evidence: Evidence
+    image: ImageInfo
+
+
+@with_config(_EXACT)
 class Problem(TypedDict):
     """Why a request failed (RFC 9457); match on `code`, which never changes."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ class Outcome:
     Attributes:
         probabilities: float32 [V, C], one row a view.
         prepared: The decoded image's views and facts.
+        extra: The outputs that its job asked for besides, each float32 [V, ...].
         batch_views: Views in the batch that it ran in.
         decode_s: Decode, resize and crop.
         queue_s: Waiting, before decoding and before the batch.
@@ -31,6 +32,7 @@ class Outcome:
 
     probabilities: NDArray[np.float32]
     prepared: PreparedImage
+    extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     batch_views: int
     decode_s: float
     queue_s: float
@@ -49,6 +51,7 @@ class Job:
         deadline: On `time.monotonic`'s clock; later than that the job is dropped, not run.
         finish: Called exactly once, from any thread, with the outcome or the error.
         priority: How urgent it is.
+        outputs: What else of the graph it wants, besides the probabilities.
         decode_cost_s: What decoding should cost by the image's header, in seconds of the reference
             core; see `service.bundle.decode_cost`.
         is_cancelled: Set by whoever no longer wants the answer.
@@ -61,6 +64,7 @@ class Job:
     deadline: float
     finish: Callable[[Outcome | Exception], None]
     priority: Priority = Priority.NORMAL
+    outputs: tuple[str, ...] = ()
     decode_cost_s: float = 0.0
     is_cancelled: bool = False
     prepared: PreparedImage | None = None

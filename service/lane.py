@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +20,8 @@ _NEW_SHARE: Final = 0.1
 # in the queue may wait that long, which says nothing about one that has many before it.
 _PREDICTABLE_S: Final = 0.05
 _MOST_TIMES: Final = 4.0
+
+RunOutputs = Callable[[NDArray[np.uint8], Sequence[str]], list[NDArray[np.float32]]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class Lane:
     Attributes:
         name: NAME@VERSION.
         run: Views uint8 [N, H, W, 3] -> probabilities float32 [N, C].
+        run_outputs: As `run`, for named outputs of the graph, each float32 [N, ...].
         max_batch_views: Views in one run at most; a job of more views is run in parts.
         good_batch_views: A batch of this many views does not wait for more.
         max_delay_s: Longest wait of an idle engine for more views.
@@ -146,6 +149,7 @@ class Lane:
     max_batch_views: int
     good_batch_views: int
     max_delay_s: float
+    run_outputs: RunOutputs | None = None
     flows: dict[Priority, Flow] = field(
         default_factory=lambda: {priority: Flow(WEIGHT[priority]) for priority in Priority}
     )

@@ -111,6 +111,7 @@ def load_model(
         lane=Lane(
             name=bundle.reference,
             run=engine.run,
+            run_outputs=engine.run_outputs,
             max_batch_views=max_batch_views,
             good_batch_views=min(good_batch_views, max_batch_views),
             max_delay_s=delay_ms / 1000,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from service import http_schema
 from service.access import Access
-from service.bundle.manifest import TtaPolicy
 from service.errors import ErrorCode
 from service.http_answer import STATUS
-from service.priority import Priority
+from service.openapi_explain import describe_explain_path
+from service.openapi_options import describe_options, describe_parameter
 from service.settings import Settings
 
 Document = dict[str, Any]
@@ -29,6 +29,7 @@ changes its meaning; gRPC answers with the same codes."""
 _SCHEMAS: Final = (
     http_schema.Single,
     http_schema.Several,
+    http_schema.Explanation,
     http_schema.Problem,
     http_schema.Models,
     http_schema.Model,
@@ -113,6 +114,7 @@ def _schemas() -> Document:
 
 def _paths(settings: Settings) -> Document:
     paths = _own_paths(settings)
+    paths["/v1/explain"] = describe_explain_path(paths["/v1/classify"]["post"])
     if settings.tfserving:
         del paths["/v1/models/{name}"]  # answered in a form that is not ours
     if settings.api_keys is not None:
@@ -211,7 +213,7 @@ def _classify(settings: Settings, name: str) -> Document:
             f"request; formats: {', '.join(settings.image_formats)}. A form or a list is answered "
             "with `results`, each with its own `status`: one bad image never fails the others."
         ),
-        "parameters": _classify_parameters(settings),
+        "parameters": describe_options(settings),
         "requestBody": {"required": True, "content": _classify_bodies(settings)},
         "responses": {
             "200": {
@@ -227,54 +229,6 @@ def _classify(settings: Settings, name: str) -> Document:
             **describe_problems(code for code in ErrorCode if code not in _NOT_OF_CLASSIFY),
         },
     }
-
-
-def _classify_parameters(settings: Settings) -> list[Document]:
-    policies = list(get_args(TtaPolicy))
-    return [
-        describe_parameter(
-            "model",
-            "query",
-            "NAME, NAME@VERSION or NAME@LABEL; the default model when left out.",
-            {"type": "string"},
-        ),
-        describe_parameter(
-            "top_k",
-            "query",
-            "Predictions to return, best first; never more than classes.",
-            {"type": "integer", "minimum": 1, "default": 5},
-        ),
-        describe_parameter(
-            "tta",
-            "query",
-            "Test-time augmentation: more views of the image, averaged.",
-            {"type": "string", "enum": policies, "default": "none"},
-        ),
-        describe_parameter(
-            "priority",
-            "query",
-            "Under load more urgent requests get more of the machine; none of it waits for ever.",
-            {"type": "string", "enum": list(Priority), "default": Priority.NORMAL},
-        ),
-        describe_parameter(
-            "coverage",
-            "query",
-            "Also return the fewest labels that hold the right one with this probability.",
-            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        ),
-        describe_parameter(
-            "X-Request-Id",
-            "header",
-            "Echoed, and written to the log; one that is not [A-Za-z0-9._-]{1,64} is replaced.",
-            {"type": "string"},
-        ),
-        describe_parameter(
-            "X-Request-Timeout-Ms",
-            "header",
-            "Deadline in milliseconds; an image that waits longer is never computed.",
-            {"type": "number", "exclusiveMinimum": 0, "default": settings.default_timeout_ms},
-        ),
-    ]
 
 
 def _classify_bodies(settings: Settings) -> Document:
@@ -313,17 +267,6 @@ def _object(name: str, schema: Document) -> Document:
         "properties": {name: schema},
         "required": [name],
         "additionalProperties": False,
-    }
-
-
-def describe_parameter(name: str, place: str, description: str, schema: Document) -> Document:
-    """Returns the description of a parameter; those of a path are required."""
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "description": description,
-        "schema": schema,
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import ErrorCode
-from service.openapi import Document, describe_parameter, describe_problems, refer
+from service.openapi import Document, describe_problems, refer
+from service.openapi_options import describe_parameter
 
 _CODES = (
     ErrorCode.INVALID_ARGUMENT,

@@ -3,6 +3,7 @@
     image uint8 [batch, H, W, 3] -> Transpose -> Cast -> Mul -> Add -> network -> / temperature
         -> Softmax -> probabilities float32 [batch, C]
                    -> embedding float32 [batch, D], when the network offers one
+                   -> cam float32 [batch, C, h, w], see `training.activation_map`
 
 The transpose comes first because moving bytes is a quarter of the work of moving floats: casting
 and scaling before it costs 5-18 % of the whole inference.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from service.bundle.manifest import Normalisation, Size
+from training.activation_map import add_activation_map
 from training.errors import TrainingError
 from training.models.classifier import EmbeddingModel
 from training.models.normalise import Normalise
@@ -105,7 +107,7 @@ def export_onnx(graph: ServedGraph, size: Size) -> onnx.ModelProto:
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"the network cannot be exported: {lines[0]}") from error
-    return model
+    return add_activation_map(model)
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

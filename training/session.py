@@ -14,10 +14,11 @@ from training.errors import TrainingError
 INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
+CAM, CAM_SWITCH = "cam", "with_cam"
 
 
-def open_session(model: Path) -> ort.InferenceSession:
-    """Returns a CPU session with the options of `service.engine`.
+def open_session(model: Path | bytes) -> ort.InferenceSession:
+    """Returns a CPU session with the options of `service.engine` for a file or what it holds.
 
     Raises:
         TrainingError: ONNX Runtime cannot load the file.
@@ -27,13 +28,17 @@ def open_session(model: Path) -> ort.InferenceSession:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    # It would warn that the switch of the class activation map is no constant.
+    options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(
-            str(model), sess_options=options, providers=["CPUExecutionProvider"]
+            source, sess_options=options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise TrainingError(f"ONNX Runtime cannot load {model.name}: {error}") from error
+        name = "the graph" if isinstance(model, bytes) else model.name
+        raise TrainingError(f"ONNX Runtime cannot load {name}: {error}") from error
 
 
 def run_views(session: ort.InferenceSession, views: Views) -> list[NDArray[np.float32]]:

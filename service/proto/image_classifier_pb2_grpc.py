@@ -44,6 +44,11 @@ class ImageClassifierStub:
                 request_serializer=service_dot_proto_dot_image__classifier__pb2.ClassifyStreamRequest.SerializeToString,
                 response_deserializer=service_dot_proto_dot_image__classifier__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/fivecrop.v1.ImageClassifier/Explain',
+                request_serializer=service_dot_proto_dot_image__classifier__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=service_dot_proto_dot_image__classifier__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.Models = channel.unary_unary(
                 '/fivecrop.v1.ImageClassifier/Models',
                 request_serializer=service_dot_proto_dot_image__classifier__pb2.ModelsRequest.SerializeToString,
@@ -70,6 +75,13 @@ class ImageClassifierServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Shows where in an image the evidence for a class lies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Models(self, request, context):
         """Lists the models that are served.
         """
@@ -89,6 +101,11 @@ def add_ImageClassifierServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=service_dot_proto_dot_image__classifier__pb2.ClassifyStreamRequest.FromString,
                     response_serializer=service_dot_proto_dot_image__classifier__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=service_dot_proto_dot_image__classifier__pb2.ExplainRequest.FromString,
+                    response_serializer=service_dot_proto_dot_image__classifier__pb2.ExplainResponse.SerializeToString,
             ),
             'Models': grpc.unary_unary_rpc_method_handler(
                     servicer.Models,
@@ -150,6 +167,33 @@ class ImageClassifier:
             '/fivecrop.v1.ImageClassifier/ClassifyStream',
             service_dot_proto_dot_image__classifier__pb2.ClassifyStreamRequest.SerializeToString,
             service_dot_proto_dot_image__classifier__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fivecrop.v1.ImageClassifier/Explain',
+            service_dot_proto_dot_image__classifier__pb2.ExplainRequest.SerializeToString,
+            service_dot_proto_dot_image__classifier__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,7 +58,7 @@ def test_the_ready_line_is_the_one_of_the_readme(readme, bundled):
 
 
 def test_the_example_answer_is_the_real_one(readme, bundled):
-    (command,) = re.findall(r"^curl -T .*$", readme, re.M)
+    (command,) = re.findall(r"^curl -T .*/v1/classify$", readme, re.M)
     (example,) = re.findall(r"```json\n(.*?)```", readme, re.S)
     curl = shlex.split(on_ports(command, bundled))
     shown = subprocess.run([*curl, "-s"], cwd=ROOT, capture_output=True, check=True).stdout
@@ -171,3 +171,18 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     run(promote)
     wait_until(lambda: len(json.loads(run(f"{show} --json"))["models"]) == 1, "version 1 is freed")
     assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ canary stable", run(show))
+
+
+def test_the_commands_that_explain_give_a_picture_and_numbers(readme, bundled, tmp_path):
+    picture, numbers = re.findall(r"^curl -T .*/v1/explain.*$", readme, re.M)
+    command = shlex.split(on_ports(picture, bundled))
+    command[command.index("evidence.png")] = str(tmp_path / "evidence.png")
+    subprocess.run([*command, "-s"], cwd=ROOT, check=True)
+    assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    shown = subprocess.run(
+        [*shlex.split(on_ports(numbers, bundled)), "-s"], cwd=ROOT, capture_output=True, check=True
+    )
+    answer = json.loads(shown.stdout)
+    assert (answer["method"], answer["prediction"]["label"]) == ("occlusion", "ship")
+    evidence = answer["evidence"]
+    assert (len(evidence["values"]), len(evidence["values"][0])) == (7, 7)

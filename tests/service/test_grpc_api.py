@@ -355,7 +355,7 @@ async def test_reflection_tells_what_is_served(served):
     files = described.file_descriptor_response.file_descriptor_proto
     file = descriptor_pb2.FileDescriptorProto.FromString(files[0])
     methods = {method.name for method in file.service[0].method}
-    assert methods == {"Classify", "ClassifyStream", "Models"}
+    assert methods == {"Classify", "ClassifyStream", "Explain", "Models"}
 
 
 # ---- ports ----
