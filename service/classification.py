@@ -30,6 +30,7 @@ class Options:
         tta: Test-time augmentation policy.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
         priority: `high`, `normal` or `low`.
+        embedding: Ask for the features that the classifier reads.
         coverage: Ask for the set of labels that holds the right one with this probability.
     """
 
@@ -39,6 +40,7 @@ class Options:
     timeout_ms: float | None = None
     priority: str = Priority.NORMAL
     coverage: float | None = None
+    embedding: bool = False
 
     def check(self, default_timeout_ms: float) -> tuple[TtaPolicy, float]:
         """Returns the policy and the seconds until the deadline.
@@ -105,6 +107,7 @@ class Classification:
         probabilities: Of every class, float32 [C]; what the predictions were picked from.
         verdict: Whether the best class may be acted on, and the group that may when it may not.
         reference: What the bundle's thresholds gave on validation.
+        embedding: float32 [D], mean over the views, when it was asked for.
         label_set: The labels that were asked for with a coverage.
         width: Of the image file, in pixels.
         height: Of the image file, in pixels.
@@ -122,6 +125,7 @@ class Classification:
     verdict: Verdict
     reference: DecisionReference | None = None
     label_set: LabelSet | None = None
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     width: int
     height: int
     format: str

@@ -33,6 +33,7 @@ from service.model import Model
 from service.models import Models, Unavailable
 from service.priority import Priority
 from service.rate_limit import Allowances
+from service.response_cache import ResponseCache
 from service.rollout import Rollout
 from service.schedule import Job, Outcome
 from service.settings import Settings
@@ -77,6 +78,7 @@ class Classifier:
         self._metrics = metrics
         self._tracing = tracing
         self._limits = settings.image_limits()
+        self._cache = ResponseCache.build(settings, metrics)
         self._is_draining = False
         self._allowances = Allowances.build(settings, metrics)
 
@@ -156,8 +158,13 @@ class Classifier:
         Raises:
             RequestError: The image, an option or the state of the server prevents an answer.
         """
-        start = time.monotonic()
         model = self._models.find(options.model)
+        if self._cache is None:
+            return await self._compute(model, image, options)
+        return await self._cache.answer(model.load, image, options, partial(self._compute, model))
+
+    async def _compute(self, model: Model, image: bytes, options: Options) -> Classification:
+        start = time.monotonic()
         tta, timeout_s = options.check(self._settings.default_timeout_ms)
         level = None
         if options.coverage is not None:
@@ -173,6 +180,7 @@ class Classifier:
             deadline=start + timeout_s,
             priority=Priority(options.priority),
             decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
+            outputs=model.need_output("embedding") if options.embedding else (),
         )
         job, outcome = await dispatch(self._batcher, draft, self._allowances)
         resumed_at = time.monotonic()
@@ -269,6 +277,7 @@ class Classifier:
             verdict=verdict,
             reference=model.bundle.manifest.decision.reference,
             label_set=label_set,
+            embedding=outcome.embedding,
             width=outcome.prepared.width,
             height=outcome.prepared.height,
             format=outcome.prepared.format,

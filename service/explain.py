@@ -82,7 +82,7 @@ def choose_method(options: ExplainOptions, manifest: Manifest) -> Method:
         raise _invalid(f"method must be one of {', '.join(METHODS)}")
     if options.index is not None and not 0 <= options.index < len(manifest.labels):
         raise _invalid(f"index must be from 0 to {len(manifest.labels) - 1}")
-    has_cam = any(output.name == "cam" for output in manifest.outputs)
+    has_cam = manifest.has_output("cam")
     if options.method == "cam" and not has_cam:
         raise _invalid("this model has no class activation map; occlusion explains every model")
     return _CAM if has_cam and options.method != "occlusion" else _OCCLUSION

@@ -91,6 +91,8 @@ def encode_classification(result: Classification, request_id: str) -> messages.C
         decision=_encode_decision(verdict.threshold, result.reference),
         image=messages.ImageInfo(width=result.width, height=result.height, format=result.format),
         timings=_encode_timings(timings),
+        embedding=result.embedding,
+        batch_views=result.batch_views,
     )
     if verdict.group is not None:
         response.group.CopyFrom(

@@ -44,6 +44,8 @@ _SERVER_FAULTS: Final = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 )
 
+_OPTIONS: Final = ("model", "top_k", "tta", "priority", "coverage", "embedding")
+
 Context = ServicerContext[Any, Any]
 T = TypeVar("T")
 
@@ -192,7 +194,7 @@ class ImageClassifier:
         self, request: messages.ClassifyRequest, timeout_ms: float | None
     ) -> Classification:
         self._check_image(request.image)
-        given = _read_fields(request, ("model", "top_k", "tta", "priority", "coverage"))
+        given = _read_fields(request, _OPTIONS)
         options = Options(**given, timeout_ms=timeout_ms)
         with self._intake.admit() as held:
             held.add(len(request.image))

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from service.classification import ExplainOptions, Options
 from service.errors import ErrorCode, RequestError
 
-NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage"})
+NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage", "embedding"})
 EXPLAIN_NAMES: Final = frozenset({"model", "index", "method"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
@@ -52,6 +52,10 @@ def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
         if not _FRACTION.fullmatch(given["coverage"]):
             raise _invalid("coverage is not a number such as 0.9")
         given["coverage"] = float(given["coverage"])
+    if "embedding" in given:
+        if given["embedding"] not in ("true", "false"):
+            raise _invalid("embedding is true or false")
+        given["embedding"] = given["embedding"] == "true"
     _read_timeout(headers, given)
     return Options(**given)
 

@@ -104,6 +104,7 @@ def _tell(result: Classification) -> http_schema.Outcome:
         "abstained": verdict.abstained,
         "decision": _tell_decision(verdict.threshold, result.reference),
         "image": {"width": result.width, "height": result.height, "format": result.format},
+        "batch_views": result.batch_views,
     }
     if verdict.group is not None:
         outcome["group"] = {"label": verdict.group.label, "score": verdict.group.score}
@@ -123,6 +124,8 @@ def _tell(result: Classification) -> http_schema.Outcome:
             }
             for one in result.members
         ]
+    if result.embedding is not None:
+        outcome["embedding"] = result.embedding.tolist()
     return outcome
 
 

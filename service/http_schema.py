@@ -99,7 +99,11 @@ class Outcome(TypedDict):
             list[Member], Field(description="Which members ran, of an ensemble or a cascade.")
         ]
     ]
+    embedding: NotRequired[
+        Annotated[list[float], Field(description="When asked for: what the classifier reads.")]
+    ]
     image: ImageInfo
+    batch_views: Annotated[int, Field(ge=1, description="Views in the batch that it ran in.")]
 
 
 @with_config(_EXACT)

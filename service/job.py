@@ -38,6 +38,15 @@ class Outcome:
     queue_s: float
     infer_s: float
 
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """float32 [D], mean over the views, if its job asked for it."""
+        found = self.extra.get("embedding")
+        if found is None:
+            return None
+        mean: NDArray[np.float32] = found.mean(axis=0, dtype=np.float32)
+        return mean
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:

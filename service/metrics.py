@@ -27,6 +27,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+CacheResult = Literal["hit", "miss", "shared"]
 _OTHER = "other"
 _OPENMETRICS = "application/openmetrics-text"
 
@@ -130,6 +131,19 @@ class Metrics:
             "Images whose best score is under the model's threshold.",
             ("model", "version"),
             registry=registry,
+        )
+        self._cache_requests = Counter(
+            "fivecrop_cache_requests",
+            "Images by whether the response cache had their answer: hit, miss, or shared with a "
+            "request that was already asking.",
+            ("result",),
+            registry=registry,
+        )
+        self._cache_bytes = Gauge(
+            "fivecrop_cache_bytes",
+            "Size of the remembered answers.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self._model_info = Gauge(
             "fivecrop_model_info",
@@ -236,6 +250,14 @@ class Metrics:
     def count_abstained(self, model: str, version: int) -> None:
         """Counts an answer whose best class is under the model's threshold."""
         self._abstained.labels(model, str(version)).inc()
+
+    def count_cache(self, result: CacheResult) -> None:
+        """Counts a request by whether the cache had its answer."""
+        self._cache_requests.labels(result).inc()
+
+    def set_cache_bytes(self, size: int) -> None:
+        """Shows how much the remembered answers take."""
+        self._cache_bytes.set(size)
 
     def show_model(
         self, *, model: str, version: int, variant: str, provider: str, digest: str

@@ -14,7 +14,7 @@ from service.bundle.manifest import Variant
 from service.bundle.preprocess import prepare
 from service.bundle.repository import Bundle, read_golden, verify_files
 from service.engine import Engine, Provider, has_provider
-from service.errors import BundleError, ProviderError, RequestError
+from service.errors import BundleError, ErrorCode, ProviderError, RequestError
 from service.schedule import Lane
 from service.settings import ProviderChoice, Settings, VariantChoice
 
@@ -35,6 +35,7 @@ class Model:
         lane: Its place in the batcher.
         labels: Names of the classes, by class id.
         decider: What its answers are decided with.
+        load: What tells this load from any other, be it of the same bundle.
         memory_bytes: What it is counted with against the memory budget.
     """
 
@@ -45,12 +46,23 @@ class Model:
     labels: tuple[str, ...]
     memory_bytes: int = 0
     decider: Decider = field(init=False)
+    load: object = field(init=False, default_factory=object)
 
     def __post_init__(self) -> None:
         """Prepares what each answer is decided with."""
         manifest = self.bundle.manifest
         decider = Decider(manifest.decision, manifest.labels, manifest.groups)
         object.__setattr__(self, "decider", decider)
+
+    def need_output(self, name: str) -> tuple[str]:
+        """Returns the name of an output that the graph has.
+
+        Raises:
+            RequestError: `invalid_argument`: it has none of that name.
+        """
+        if not self.bundle.manifest.has_output(name):
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, f"this model has no {name}")
+        return (name,)
 
     @property
     def name(self) -> str:

@@ -46,6 +46,12 @@ def describe_options(settings: Settings) -> list[Document]:
             {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         ),
         describe_parameter(
+            "embedding",
+            "query",
+            "Also return the features that the classifier reads, if the model offers them.",
+            {"type": "boolean", "default": False},
+        ),
+        describe_parameter(
             "X-Request-Id",
             "header",
             "Echoed, and written to the log; one that is not [A-Za-z0-9._-]{1,64} is replaced.",

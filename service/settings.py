@@ -246,6 +246,9 @@ class Settings(BaseSettings):
         False, description="Also answer Amazon SageMaker: /ping and /invocations."
     )
 
+    response_cache_bytes: int = Field(
+        0, ge=0, description="Answers remembered in each worker, in bytes; 0 remembers none."
+    )
     keep_alive_s: int = Field(
         75,
         ge=1,
@@ -264,9 +267,7 @@ class Settings(BaseSettings):
         25.0, ge=0, le=600, description="Seconds for requests in flight to finish after that."
     )
     log_level: str = Field(
-        "info",
-        pattern="^(debug|info|warning|error)$",
-        description="debug, info, warning or error.",
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="text for people, json (an object a line) for log collectors."

@@ -264,6 +264,10 @@ class Manifest(Strict):
     reference: Reference | None = None
     provenance: Provenance
 
+    def has_output(self, name: str) -> bool:
+        """Whether the graph has an output of that name."""
+        return any(output.name == name for output in self.outputs)
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.preprocess.crop != self.input:

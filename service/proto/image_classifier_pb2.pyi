@@ -7,23 +7,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("image", "model", "top_k", "tta", "coverage", "priority")
+    __slots__ = ("image", "model", "top_k", "tta", "coverage", "priority", "embedding")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TTA_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     top_k: int
     tta: str
     coverage: float
     priority: str
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., tta: _Optional[str] = ..., coverage: _Optional[float] = ..., priority: _Optional[str] = ...) -> None: ...
+    embedding: bool
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., tta: _Optional[str] = ..., coverage: _Optional[float] = ..., priority: _Optional[str] = ..., embedding: _Optional[bool] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings", "decision", "group", "label_set", "members")
+    __slots__ = ("request_id", "model", "version", "predictions", "abstained", "image", "timings", "decision", "group", "label_set", "members", "embedding", "batch_views")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +37,8 @@ class ClassifyResponse(_message.Message):
     GROUP_FIELD_NUMBER: _ClassVar[int]
     LABEL_SET_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    BATCH_VIEWS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     version: int
@@ -46,7 +50,9 @@ class ClassifyResponse(_message.Message):
     group: Group
     label_set: LabelSet
     members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., label_set: _Optional[_Union[LabelSet, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    embedding: _containers.RepeatedScalarFieldContainer[float]
+    batch_views: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., abstained: _Optional[bool] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., label_set: _Optional[_Union[LabelSet, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., embedding: _Optional[_Iterable[float]] = ..., batch_views: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("model", "version", "tta", "label", "score")

@@ -299,3 +299,26 @@ async def test_an_answer_carries_the_threshold_and_what_it_gave(make_classifier,
     assert answer.verdict.abstained == (answer.predictions[0].score < decision.abstain_below)
     counted = b'fivecrop_abstained_total{model="digits-linear",version="1"}' in metrics.render()[0]
     assert counted == answer.verdict.abstained
+
+
+async def test_an_embedding_is_the_mean_over_the_views_and_given_only_when_asked(
+    make_classifier, picture
+):
+    classifier = make_classifier()
+    model = classifier._models.find(None)
+    views = prepare(picture, model.bundle.manifest.preprocess, tta="hflip", limits=Limits()).views
+    (expected,) = model.engine.run_outputs(views, ["embedding"])
+    answers = await asyncio.gather(
+        classifier.classify(picture, Options(tta="hflip", embedding=True)),
+        classifier.classify(picture, Options(tta="hflip")),
+    )
+    np.testing.assert_allclose(answers[0].embedding, expected.mean(axis=0), atol=1e-6)
+    assert answers[1].embedding is None
+    assert answers[0].predictions == answers[1].predictions
+
+
+async def test_a_model_without_an_embedding_says_so(make_tiny_model, make_settings, picture):
+    classifier = make_tiny_model(make_settings()).classifier
+    refused = await refusal(classifier, picture, embedding=True)
+    assert refused.code is ErrorCode.INVALID_ARGUMENT
+    assert "has no embedding" in refused.detail

@@ -62,6 +62,7 @@ async def test_a_raw_body_is_one_image_whatever_its_type(
         ],
         "abstained": False,
         "decision": None,
+        "batch_views": 1,
         "image": {"width": 4, "height": 2, "format": "png"},
     }
     assert response.headers["server-timing"] == (
