@@ -37,6 +37,7 @@ from service.response_cache import ResponseCache
 from service.rollout import Rollout
 from service.schedule import Job, Outcome
 from service.settings import Settings
+from service.watch import watch
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -180,11 +181,13 @@ class Classifier:
             deadline=start + timeout_s,
             priority=Priority(options.priority),
             decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
-            outputs=model.need_output("embedding") if options.embedding else (),
+            outputs=model.need_output("embedding")
+            if options.embedding
+            else model.watched_outputs(),
         )
         job, outcome = await dispatch(self._batcher, draft, self._allowances)
         resumed_at = time.monotonic()
-        result = self._conclude(model, outcome, options.top_k, level, start)
+        result = self._conclude(model, outcome, options, level, start)
         if self._tracing is not None:
             self._trace(self._tracing, job, result, resumed_at)
         return result
@@ -249,13 +252,13 @@ class Classifier:
         self,
         model: Model,
         outcome: Outcome,
-        top_k: int,
+        options: Options,
         level: ConformalLevel | None,
         start: float,
     ) -> Classification:
         ran = time.monotonic()
         probabilities = average_views(outcome.probabilities)
-        predictions = predict(probabilities, model.labels, top_k)
+        predictions = predict(probabilities, model.labels, options.top_k)
         best = predictions[0]
         verdict = model.decider.decide(probabilities, best.index)
         label_set = None if level is None else model.decider.label_set(probabilities, level)
@@ -267,6 +270,7 @@ class Classifier:
         metrics.observe_stage("infer", outcome.infer_s, trace_id)
         metrics.observe_stage("postprocess", end - ran, trace_id)
         metrics.observe_prediction(model.name, model.version, best.label, best.score)
+        watch(model, outcome, best, metrics)
         if verdict.abstained:
             metrics.count_abstained(model.name, model.version)
         return Classification(
@@ -277,7 +281,7 @@ class Classifier:
             verdict=verdict,
             reference=model.bundle.manifest.decision.reference,
             label_set=label_set,
-            embedding=outcome.embedding,
+            embedding=outcome.embedding if options.embedding else None,
             width=outcome.prepared.width,
             height=outcome.prepared.height,
             format=outcome.prepared.format,

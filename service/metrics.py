@@ -21,6 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from service.drift_metrics import DriftMetrics
 from service.exemplars import Exemplars
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -145,6 +146,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.drift = DriftMetrics(registry)
         self._model_info = Gauge(
             "fivecrop_model_info",
             "1 for each model that serves, 0 for one that did; what and where in the labels.",

@@ -13,6 +13,7 @@ from service.bundle.decode import Limits
 from service.bundle.manifest import Variant
 from service.bundle.preprocess import prepare
 from service.bundle.repository import Bundle, read_golden, verify_files
+from service.drift import Drift
 from service.engine import Engine, Provider, has_provider
 from service.errors import BundleError, ErrorCode, ProviderError, RequestError
 from service.schedule import Lane
@@ -35,6 +36,7 @@ class Model:
         lane: Its place in the batcher.
         labels: Names of the classes, by class id.
         decider: What its answers are decided with.
+        drift: How far its latest answers are from validation; None if its bundle does not know.
         load: What tells this load from any other, be it of the same bundle.
         memory_bytes: What it is counted with against the memory budget.
     """
@@ -46,6 +48,7 @@ class Model:
     labels: tuple[str, ...]
     memory_bytes: int = 0
     decider: Decider = field(init=False)
+    drift: Drift | None = field(init=False)
     load: object = field(init=False, default_factory=object)
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Model:
         manifest = self.bundle.manifest
         decider = Decider(manifest.decision, manifest.labels, manifest.groups)
         object.__setattr__(self, "decider", decider)
+        drift = None if manifest.reference is None else Drift(manifest.reference)
+        object.__setattr__(self, "drift", drift)
 
     def need_output(self, name: str) -> tuple[str]:
         """Returns the name of an output that the graph has.
@@ -63,6 +68,11 @@ class Model:
         if not self.bundle.manifest.has_output(name):
             raise RequestError(ErrorCode.INVALID_ARGUMENT, f"this model has no {name}")
         return (name,)
+
+    def watched_outputs(self) -> tuple[str, ...]:
+        """Returns the outputs that the next answer should bring for its drift to be seen."""
+        watches = self.drift is not None and self.drift.wants_embedding
+        return ("embedding",) if watches else ()
 
     @property
     def name(self) -> str:
