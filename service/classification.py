@@ -207,6 +207,8 @@ class ModelDescription:
     classes: int
     input_height: int
     input_width: int
+    good_batch_views: int
+    max_batch_delay_ms: float
     digest: str
     top1: float | None
     labels: tuple[str, ...]

@@ -330,6 +330,8 @@ class Classifier:
             classes=len(model.labels),
             input_height=manifest.input.height,
             input_width=manifest.input.width,
+            good_batch_views=model.lane.good_batch_views,
+            max_batch_delay_ms=model.lane.max_delay_s * 1000,
             digest=model.bundle.digest,
             top1=measured[0].top1 if measured else None,
             labels=model.labels,

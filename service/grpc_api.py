@@ -1,4 +1,4 @@
-"""The gRPC edge: one server for ImageClassifier, health and reflection."""
+"""The gRPC edge: one server for our service, the Open Inference Protocol, health, reflection."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from service.grpc_access import GuardedServices, Rpc
 from service.grpc_answer import STATUS
 from service.grpc_health import SERVICE_NAME as HEALTH_NAME
 from service.grpc_health import Health
+from service.grpc_open_inference import SERVICE_NAME as OPEN_INFERENCE_NAME
+from service.grpc_open_inference import GrpcOpenInference
 from service.grpc_servicer import SERVICE_NAME, ImageClassifier
 from service.metrics import Metrics
+from service.open_inference import OpenInference
 from service.settings import Settings
 from service.tls import TlsFiles, make_grpc_credentials
 
@@ -46,9 +49,15 @@ class GrpcServer:
     ) -> None:
         """Makes a server that listens to nothing yet; without `control` it knows no keys."""
         self._settings = settings
-        self._health = Health(lambda: classifier.is_ready, frozenset({SERVICE_NAME}))
+        open_inference = OpenInference(classifier, settings)
         services = {
             SERVICE_NAME: ImageClassifier(classifier, metrics, settings, tracing).rpcs(),
+            OPEN_INFERENCE_NAME: GrpcOpenInference(
+                open_inference, metrics, settings, tracing
+            ).rpcs(),
+        }
+        self._health = Health(lambda: classifier.is_ready, frozenset(services))
+        services |= {
             HEALTH_NAME: self._health.rpcs(),
         }
         services[reflection.SERVICE_NAME] = _reflect([*services, reflection.SERVICE_NAME])

@@ -39,6 +39,7 @@ class HttpOpenInference:
                 for path, answer, method in (
                     ("/infer", self.infer, "POST"),
                     ("/ready", self.tell_model_ready, "GET"),
+                    ("/config", self.show_config, "GET"),
                     ("", self.show_model, "GET"),
                 )
                 for prefix in (model, f"{model}/versions/{{version}}")
@@ -79,6 +80,10 @@ class HttpOpenInference:
     async def show_model(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers with the inputs, outputs and versions of a model."""
         return Answer(body=encode_json(self._open_inference.describe_model(**_name_model(scope))))
+
+    async def show_config(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the configuration of a model."""
+        return Answer(body=encode_json(self._open_inference.describe_config(**_name_model(scope))))
 
     async def tell_live(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers whenever the event loop runs."""

@@ -25,6 +25,7 @@ from service.open_inference_metadata import (
     INPUT,
     OUTPUT,
     Document,
+    describe_config,
     describe_model,
     describe_server,
 )
@@ -53,6 +54,18 @@ class OpenInference:
         if not self._classifier.is_ready:
             raise RequestError(ErrorCode.NOT_READY, "the models are still loading")
 
+    def is_ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self._classifier.is_ready
+
+    def is_model_ready(self, model: str, version: str) -> bool:
+        """Whether a model can be asked; one that is not served is not ready."""
+        try:
+            self.find_model(model, version)
+        except RequestError:
+            return False
+        return self.is_ready()
+
     def find_model(self, model: str, version: str) -> ModelDescription:
         """Returns the model that a client means; an empty version lets the server choose.
 
@@ -76,11 +89,21 @@ class OpenInference:
             RequestError: `model_not_found`.
         """
         found = self.find_model(model, version)
-        versions = [found.version]
-        if not version:
-            everything = self._classifier.describe_models()
-            versions = sorted(one.version for one in everything if one.name == found.name)
+        versions = [found.version] if version else self._list_versions(found.name)
         return describe_model(found, versions)
+
+    def describe_config(self, model: str, version: str) -> Document:
+        """Returns the model configuration, as Triton has it.
+
+        Raises:
+            RequestError: `model_not_found`.
+        """
+        found = self.find_model(model, version)
+        return describe_config(
+            found,
+            self._list_versions(found.name),
+            max_request_images=self._settings.max_request_images,
+        )
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answers all images of a request, or none: the protocol has no error for a part of it.
@@ -106,6 +129,10 @@ class OpenInference:
             outputs=(_make_output(output, results),),
             results=results,
         )
+
+    def _list_versions(self, model: str) -> list[int]:
+        every = self._classifier.describe_models()
+        return sorted(one.version for one in every if one.name == model)
 
     async def _classify(self, images: list[bytes], options: Options) -> list[Classification]:
         if len(images) == 1:

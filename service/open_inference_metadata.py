@@ -17,6 +17,7 @@ PLATFORM: Final = "onnxruntime_onnx"
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
+    "model_configuration",
     "parameters",
     "schedule_policy",
 )
@@ -41,4 +42,54 @@ def describe_model(model: ModelDescription, versions: Sequence[int]) -> Document
         "platform": PLATFORM,
         "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, model.classes]}],
+    }
+
+
+def describe_config(
+    model: ModelDescription, versions: Sequence[int], *, max_request_images: int
+) -> Document:
+    """Returns Triton's ModelConfig of a model, with the names of its protobuf fields.
+
+    It says what clients go by; what it leaves out has the meaning of the protobuf's default.
+    """
+    return {
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": list(versions)}},
+        "max_batch_size": max_request_images,
+        "input": [
+            {
+                "name": INPUT,
+                "data_type": "TYPE_STRING",
+                "format": "FORMAT_NONE",
+                "dims": [1],
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": False,
+            }
+        ],
+        "output": [
+            {
+                "name": OUTPUT,
+                "data_type": "TYPE_FP32",
+                "dims": [model.classes],
+                "label_filename": "bundle.json",
+                "is_shape_tensor": False,
+            }
+        ],
+        "instance_group": [
+            {
+                "name": model.provider,
+                "kind": "KIND_GPU" if model.provider == "cuda" else "KIND_CPU",
+                "count": 1,
+            }
+        ],
+        "dynamic_batching": {
+            "preferred_batch_size": [model.good_batch_views],
+            "max_queue_delay_microseconds": round(model.max_batch_delay_ms * 1000),
+        },
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
+        "default_model_filename": "model.onnx",
     }

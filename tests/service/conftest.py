@@ -106,6 +106,8 @@ class StubClassifier:
                 classes=3,
                 input_height=8,
                 input_width=8,
+                good_batch_views=4,
+                max_batch_delay_ms=2.0,
                 digest="d" * 64,
                 top1=None,
                 labels=("dog", "bird", "cát"),

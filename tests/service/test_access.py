@@ -28,7 +28,12 @@ OPEN_PATHS = {
     *("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"),
     *("/", "/docs", "/docs.css", "/docs.js", "/openapi.json", "/schema.json"),
 }
-OPEN_RPCS = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
+OPEN_RPCS = {
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+}
 
 LIMIT_S = 60  # only bounds a hang
 

@@ -349,6 +349,7 @@ async def test_reflection_tells_what_is_served(served):
     names = {service.name for service in listed.list_services_response.service}
     assert names == {
         SERVICE_NAME,
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

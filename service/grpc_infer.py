@@ -1,0 +1,123 @@
+"""The infer messages of the Open Inference Protocol over gRPC, from and to our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Never
+
+from service.errors import ErrorCode, RequestError
+from service.open_inference_messages import (
+    Content,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    RequestedOutput,
+)
+from service.open_inference_parameters import (
+    read_classes,
+    read_timeout_ms,
+    refuse_shared_memory,
+)
+from service.proto import open_inference_pb2 as messages
+
+# Where `contents` keeps the elements of each datatype; others are sent as raw bytes.
+_FIELDS: Final = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_LARGEST_SIZE: Final = 2**31
+
+
+def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None) -> InferRequest:
+    """Returns what a message asks, within the deadline of its call.
+
+    Raises:
+        RequestError: `invalid_argument`.
+    """
+    asked_ms = read_timeout_ms(_read_parameters(request.parameters))
+    if asked_ms is not None:
+        timeout_ms = asked_ms if timeout_ms is None else min(asked_ms, timeout_ms)
+    return InferRequest(
+        model=request.model_name,
+        version=request.model_version,
+        id=request.id,
+        timeout_ms=timeout_ms,
+        inputs=_read_inputs(request),
+        outputs=tuple(
+            RequestedOutput(
+                name=output.name, classes=read_classes(_read_parameters(output.parameters))
+            )
+            for output in request.outputs
+        ),
+    )
+
+
+def encode_response(response: InferResponse) -> messages.ModelInferResponse:
+    """Returns the message; its outputs are raw bytes, as Triton sends them."""
+    return messages.ModelInferResponse(
+        model_name=response.model,
+        model_version=str(response.version),
+        id=response.id,
+        outputs=[
+            messages.ModelInferResponse.InferOutputTensor(
+                name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+            )
+            for tensor in response.outputs
+        ],
+        raw_output_contents=[tensor.pack() for tensor in response.outputs],
+    )
+
+
+def _read_inputs(request: messages.ModelInferRequest) -> tuple[InputTensor, ...]:
+    raw = request.raw_input_contents
+    if raw and (
+        len(raw) != len(request.inputs)
+        or any(tensor.HasField("contents") for tensor in request.inputs)
+    ):
+        _refuse("raw_input_contents holds the content of every input, or of none")
+    return tuple(
+        InputTensor(
+            name=tensor.name,
+            datatype=tensor.datatype,
+            shape=_read_shape(tensor),
+            content=memoryview(raw[item]) if raw else _read_contents(tensor),
+        )
+        for item, tensor in enumerate(request.inputs)
+    )
+
+
+def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor) -> Content:
+    if "shared_memory_region" in tensor.parameters:
+        refuse_shared_memory()
+    field = _FIELDS.get(tensor.datatype)
+    if field is None:
+        _refuse(f"contents cannot hold what input {tensor.name} claims to be")
+    if any(other.name != field for other, _ in tensor.contents.ListFields()):
+        _refuse(f"the contents of input {tensor.name} are of another datatype")
+    elements: list[Any] = list(getattr(tensor.contents, field))
+    return elements
+
+
+def _read_shape(tensor: messages.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
+    if not all(0 <= size < _LARGEST_SIZE for size in tensor.shape):
+        _refuse("a shape is a list of sizes, none of them negative")
+    return tuple(tensor.shape)
+
+
+def _read_parameters(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
+    """Returns the values; an unset one is no value at all."""
+    return {
+        name: getattr(parameter, choice)
+        for name, parameter in parameters.items()
+        if (choice := parameter.WhichOneof("parameter_choice")) is not None
+    }
+
+
+def _refuse(detail: str) -> Never:
+    raise RequestError(ErrorCode.INVALID_ARGUMENT, detail)

@@ -1,0 +1,182 @@
+"""inference.GRPCInferenceService: the gRPC edge of the Open Inference Protocol v2."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import grpc
+from google.protobuf.json_format import ParseDict
+
+from service.access import Access
+from service.errors import RequestError
+from service.grpc_access import Rpc
+from service.grpc_call import Call, Calls, Context, abort, time_left_ms
+from service.grpc_infer import decode_request, encode_response
+from service.intake import Intake
+from service.metrics import Metrics
+from service.open_inference import OpenInference
+from service.proto import open_inference_pb2 as messages
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
+SERVICE_NAME: Final = "inference.GRPCInferenceService"
+
+# With this a client of streams asks to be told that an answer is the last one to its request.
+_TELL_LAST: Final = "triton_enable_empty_final_response"
+_IS_LAST: Final = "triton_final_response"
+# ... and with this that an error ends the stream with its status.
+_END_BY_ERROR: Final = "triton_grpc_error"
+
+_Answer = Callable[[Any, Call], Awaitable[Any]]
+
+
+class GrpcOpenInference:
+    """The servicer: each method is one call of what REST shares with it."""
+
+    def __init__(
+        self,
+        open_inference: OpenInference,
+        metrics: Metrics,
+        settings: Settings,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._open_inference = open_inference
+        self._settings = settings
+        self._intake = Intake.build(settings, metrics)
+        self._calls = Calls(SERVICE_NAME, metrics, settings, tracing)
+
+    def rpcs(self) -> dict[str, Rpc]:
+        """Returns the methods of this service, and what each asks of its caller."""
+        unary: dict[str, _Answer] = {
+            "ServerLive": self._tell_live,
+            "ServerReady": self._tell_ready,
+            "ModelReady": self._tell_model_ready,
+            "ServerMetadata": self._show_server,
+            "ModelMetadata": self._show_model,
+            "ModelConfig": self._show_config,
+            "ModelInfer": self._infer,
+        }
+        # Probes have no keys.
+        open_to_all = {"ServerLive", "ServerReady"}
+        stream = grpc.stream_stream_rpc_method_handler(
+            self.infer_stream,
+            messages.ModelInferRequest.FromString,
+            messages.ModelStreamInferResponse.SerializeToString,
+        )
+        return {
+            **{
+                name: Rpc(
+                    access=Access.OPEN if name in open_to_all else Access.INFER,
+                    handler=self._answer_by(name, answer),
+                )
+                for name, answer in unary.items()
+            },
+            "ModelStreamInfer": Rpc(access=Access.INFER, handler=stream),
+        }
+
+    async def infer_stream(
+        self, requests: AsyncIterator[messages.ModelInferRequest], context: Context
+    ) -> None:
+        """Answers requests side by side, in their order; reads no further than it may work on."""
+        call = self._calls.open(context, "ModelStreamInfer")
+        metadata = context.invocation_metadata() or ()
+        ends_by_error = any(key == _END_BY_ERROR and value == "true" for key, value in metadata)
+        pending = asyncio.Queue[asyncio.Task[Any] | None](self._settings.max_request_images)
+
+        async def read(group: asyncio.TaskGroup) -> None:
+            async for request in requests:
+                answer = self._answer_item(request, context, call, ends_by_error)
+                await pending.put(group.create_task(answer))
+            await pending.put(None)
+
+        failure: RequestError | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(read(group))
+                while (task := await pending.get()) is not None:
+                    await context.write(await task)
+        except* RequestError as refused:
+            failure = cast("RequestError", refused.exceptions[0])
+        if failure is not None:
+            await abort(context, call, failure)
+
+    def _answer_by(self, name: str, answer: _Answer) -> grpc.RpcMethodHandler[Any, Any]:
+        async def respond(request: Any, context: Context) -> Any:
+            call = self._calls.open(context, name)
+            return await self._calls.answer(call, context, answer(request, call))
+
+        return grpc.unary_unary_rpc_method_handler(
+            respond,
+            getattr(messages, f"{name}Request").FromString,
+            getattr(messages, f"{name}Response").SerializeToString,
+        )
+
+    async def _infer(
+        self, request: messages.ModelInferRequest, call: Call
+    ) -> messages.ModelInferResponse:
+        return await self._answer_within(request, call.timeout_ms)
+
+    async def _answer_item(
+        self,
+        request: messages.ModelInferRequest,
+        context: Context,
+        call: Call,
+        ends_by_error: bool,
+    ) -> messages.ModelStreamInferResponse:
+        tells_last = request.parameters.pop(_TELL_LAST, messages.InferParameter()).bool_param
+        try:
+            response = await self._calls.measure(
+                call, self._answer_within(request, time_left_ms(context))
+            )
+        except RequestError as error:
+            if ends_by_error:
+                raise
+            response = messages.ModelInferResponse(id=request.id)
+            response.parameters["error_code"].string_param = error.code.value
+            return messages.ModelStreamInferResponse(
+                error_message=error.detail, infer_response=response
+            )
+        if tells_last:
+            response.parameters[_IS_LAST].bool_param = True
+        return messages.ModelStreamInferResponse(infer_response=response)
+
+    async def _answer_within(
+        self, request: messages.ModelInferRequest, timeout_ms: float | None
+    ) -> messages.ModelInferResponse:
+        with self._intake.admit() as held:
+            held.add(request.ByteSize())
+            return encode_response(
+                await self._open_inference.infer(decode_request(request, timeout_ms))
+            )
+
+    async def _tell_live(self, _request: Any, _call: Call) -> messages.ServerLiveResponse:
+        return messages.ServerLiveResponse(live=True)
+
+    async def _tell_ready(self, _request: Any, _call: Call) -> messages.ServerReadyResponse:
+        return messages.ServerReadyResponse(ready=self._open_inference.is_ready())
+
+    async def _tell_model_ready(
+        self, request: messages.ModelReadyRequest, _call: Call
+    ) -> messages.ModelReadyResponse:
+        is_ready = self._open_inference.is_model_ready(request.name, request.version)
+        return messages.ModelReadyResponse(ready=is_ready)
+
+    async def _show_server(self, _request: Any, _call: Call) -> messages.ServerMetadataResponse:
+        document = self._open_inference.describe_server()
+        return ParseDict(document, messages.ServerMetadataResponse())
+
+    async def _show_model(
+        self, request: messages.ModelMetadataRequest, _call: Call
+    ) -> messages.ModelMetadataResponse:
+        document = self._open_inference.describe_model(request.name, request.version)
+        return ParseDict(document, messages.ModelMetadataResponse())
+
+    async def _show_config(
+        self, request: messages.ModelConfigRequest, _call: Call
+    ) -> messages.ModelConfigResponse:
+        document = self._open_inference.describe_config(request.name, request.version)
+        return ParseDict({"config": document}, messages.ModelConfigResponse())
