@@ -21,7 +21,7 @@ _F6 = 84
 
 
 class LeNet5(Classifier):
-    """Five layers with weights, for 32x32 images; larger ones are averaged to 5x5 before C5.
+    """Five layers with weights, for 32x32 images; others are brought to 5x5 before C5.
 
     Args:
         classes: number of outputs.
@@ -38,7 +38,7 @@ class LeNet5(Classifier):
         self.head = nn.Linear(_F6, classes)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return F6's outputs [N, 84] of images [N, channels, H, W], 32 pixels or more a side."""
+        """Return F6's outputs [N, 84] of images [N, channels, H, W], 16 pixels or more a side."""
         x = functional.avg_pool2d(torch.tanh(self.c1(images)), 2)
         x = functional.avg_pool2d(torch.tanh(self.c3(x)), 2)
         x = functional.adaptive_avg_pool2d(x, 5)
@@ -66,7 +66,7 @@ class LeNet5Of1998(Classifier):
             nn.init.zeros_(torch.as_tensor(layer.bias))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return F6's outputs [N, 84] of images [N, channels, H, W], 32 pixels or more a side."""
+        """Return F6's outputs [N, 84] of images [N, channels, H, W], 16 pixels or more a side."""
         x = _squash(self.s2(_squash(self.c1(images))))
         x = _squash(self.s4(_squash(self.c3(x))))
         x = functional.adaptive_avg_pool2d(x, 5)
