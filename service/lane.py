@@ -119,7 +119,9 @@ class Flow:
     def note_wait(self, predicted_s: float, actual_s: float) -> None:
         """Learns from a job whose turn came."""
         if self._predicted_s:
-            expected_s = predicted_s * self._actual_s / self._predicted_s
+            # A client alone is predicted not to wait, and the mean of that dwindles to next to
+            # nothing: unbounded, the quotient would make the next crowd late by ages.
+            expected_s = predicted_s * self._actual_s / max(self._predicted_s, _PREDICTABLE_S)
             self._deviation_s += _NEW_SHARE * (abs(actual_s - expected_s) - self._deviation_s)
         self._predicted_s += _NEW_SHARE * (predicted_s - self._predicted_s)
         self._actual_s += _NEW_SHARE * (actual_s - self._actual_s)

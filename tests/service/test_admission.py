@@ -230,6 +230,30 @@ def test_waits_that_scatter_are_taken_for_longer():
     assert flow.correct_wait(seconds) == pytest.approx(1.3 * seconds, rel=0.1)
 
 
+def test_a_crowd_after_one_client_alone_is_not_late():
+    """A lone client's jobs are not predicted to wait; what they wait all the same is no measure."""
+    lane, admission = make_lane(seconds_per_view=0.01), make_admission()
+    busy = enter(admission, make_job(lane), 8)
+    for job in busy:
+        job.predicted_wait_s = 0.08
+        admission.note_turn(job, 0.08)
+        admission.leave(job)
+    for _ in range(500):
+        alone = make_job(lane)
+        assert admits(admission, alone, 0.0)
+        admission.enter(alone, 0.0)
+        admission.note_turn(alone, 1e-4)
+        admission.leave(alone)
+    for _ in range(20):
+        crowd = [make_job(lane, deadline=10.0) for _ in range(8)]
+        for job in crowd:
+            assert admits(admission, job, 0.0)
+            admission.enter(job, 0.0)
+        for job in crowd:
+            admission.note_turn(job, 0.05)
+            admission.leave(job)
+
+
 def test_the_header_estimate_is_corrected_by_what_decoding_took():
     lane = make_lane()
     for _ in range(60):
