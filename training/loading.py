@@ -4,7 +4,7 @@ No random state is carried from batch to batch, which is what makes a resumed ru
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,7 @@ class MemoryLoader:
         batch_size: images a batch.
         seed: of the run.
         mean: what is painted over a cut-out, RGB of 0..1.
+        transform: what else is done to each image, uint8 [3, H, W] -> uint8 [3, H, W].
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class MemoryLoader:
         batch_size: int,
         seed: int,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if augment.cutout_px > min(views.shape[1:3]):
             raise TrainingError(f"augment.cutout_px {augment.cutout_px} is more than the image has")
@@ -77,6 +79,7 @@ class MemoryLoader:
         self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
+        self._transform = transform
         self._first_flips = torch.rand(len(views), generator=generator_of(seed, "flip")) < 0.5
         self.batches_per_epoch = len(views) // batch_size
 
@@ -89,6 +92,8 @@ class MemoryLoader:
             views = self._gather(indices, flips, chance)
             if self._augment.cutout_px:
                 self._cut_out(views, chance)
+            if self._transform is not None:
+                views = self._transform_each(views, epoch, number)
             yield views, self._labels[indices]
 
     def _draw_flips(self, indices: Tensor, epoch: int, chance: torch.Generator) -> Tensor:
@@ -107,6 +112,13 @@ class MemoryLoader:
         columns = torch.arange(width)
         columns = left + torch.where(flips[:, None], columns.flip(0), columns)
         return self._padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _transform_each(self, views: Tensor, epoch: int, number: int) -> Tensor:
+        assert self._transform is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self._seed, "transform", epoch, number))
+            images = [self._transform(view) for view in views.permute(0, 3, 1, 2)]
+        return torch.stack(images).permute(0, 2, 3, 1)
 
     def _cut_out(self, views: Tensor, chance: torch.Generator) -> None:
         """Paint over a square of each view, in place."""

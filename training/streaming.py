@@ -12,12 +12,15 @@ from torchvision.transforms import v2
 from service.bundle.decode import Limits, decode
 from service.bundle.manifest import Preprocess
 from service.errors import RequestError
+from training.augment import build_augmentation, principal_colours
 from training.config import Recipe
 from training.data import Dataset, decode_views
 from training.errors import TrainingError
 from training.loading import Batch, seed_of, shuffled_batches
 
 _EVALUATION_BATCH = 64
+# Enough for the covariance of three colours.
+_COLOUR_IMAGES = 256
 
 
 class StreamLoader:
@@ -84,7 +87,7 @@ class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self._seed = recipe.seed
         self._background = recipe.input.preprocess.background
         self._limits = Limits()
-        self._augment = _build_augmentation(recipe)
+        self._augment = _build_steps(recipe, dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -102,9 +105,13 @@ class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return view.permute(1, 2, 0), int(self._dataset.labels[index])
 
 
-def _build_augmentation(recipe: Recipe) -> v2.Transform:
+def _build_steps(recipe: Recipe, dataset: Dataset) -> v2.Transform:
     augment, preprocess = recipe.augment, recipe.input.preprocess
-    grey = [255 * mean for mean in recipe.input.normalisation.mean]
+    colours = None
+    if augment.fancy_pca_std:
+        count = min(_COLOUR_IMAGES, len(dataset))
+        some = dataset.subset(range(0, len(dataset), len(dataset) // count))
+        colours = principal_colours(torch.from_numpy(decode_views(some, preprocess)))
     steps: list[v2.Transform | None] = [
         v2.RandomResizedCrop(
             (preprocess.crop.height, preprocess.crop.width),
@@ -112,8 +119,7 @@ def _build_augmentation(recipe: Recipe) -> v2.Transform:
             interpolation=v2.InterpolationMode(preprocess.resize.interpolation),
         ),
         v2.RandomHorizontalFlip() if augment.flip == "random" else None,
-        v2.TrivialAugmentWide() if augment.is_trivial_augment_on else None,
+        build_augmentation(augment, recipe.input.normalisation, colours),
         v2.PILToTensor(),
-        v2.RandomErasing(augment.erase_probability, value=grey),
     ]
     return v2.Compose([step for step in steps if step is not None])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from training.augment import build_augmentation, principal_colours
 from training.averaging import WeightAverage
 from training.checkpoint import (
     load_json,
@@ -45,6 +46,7 @@ from training.hardware import (
     library_versions,
 )
 from training.loading import Batch, Loader, MemoryLoader, split_views
+from training.mixing import Mixing
 from training.models.airbench import Airbench
 from training.models.auxiliary import logits_for_training
 from training.models.normalise import Normalise
@@ -141,7 +143,7 @@ def _open_session(
     precision = choose_precision(recipe.train.precision, target)
     splits = load_splits(recipe.data)
     save_json(run_dir / "run.json", _facts(splits, target, precision))
-    loader = _build_loader(recipe, splits.train)
+    loader = build_loader(recipe, splits.train)
     total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
 
     torch.manual_seed(recipe.seed)
@@ -159,6 +161,7 @@ def _open_session(
         normalise=Normalise(recipe.input.normalisation).to(target),
         optimizer=build_optimizer(recipe.optim, net),
         average=WeightAverage(recipe.average, net, total_steps),
+        mixing=Mixing(recipe.augment, classes=len(splits.train.class_names), seed=recipe.seed),
         on_step=on_step,
     )
 
@@ -178,6 +181,7 @@ class _Session:
     normalise: Normalise
     optimizer: torch.optim.Optimizer
     average: WeightAverage
+    mixing: Mixing
     on_step: Callable[[int], None] | None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -202,13 +206,14 @@ class _Session:
         freeze(self.net, recipe.train, epochs=self.step / self.loader.batches_per_epoch)
 
         with torch.autocast(self.target.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits, auxiliary = logits_for_training(self.net, self.normalise(views))
+            images, targets = self.mixing.mix(self.normalise(views), labels, self.step)
+            logits, auxiliary = logits_for_training(self.net, images)
         smoothing = recipe.train.label_smoothing
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         total = loss
         for weight, other in auxiliary:
             total = total + weight * functional.cross_entropy(
-                other.float(), labels, label_smoothing=smoothing
+                other.float(), targets, label_smoothing=smoothing
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -448,20 +453,24 @@ def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[s
     }
 
 
-def _build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
+def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
+    """Return the batches of training images as the recipe augments them."""
     if len(dataset) < recipe.train.batch_size:
         raise TrainingError(
             f"train.batch_size {recipe.train.batch_size} is more than the {len(dataset)} images"
         )
     if recipe.data.loading == "stream":
         return StreamLoader(dataset, recipe)
+    views = torch.from_numpy(decode_views(dataset, recipe.input.preprocess))
+    colours = principal_colours(views) if recipe.augment.fancy_pca_std else None
     return MemoryLoader(
-        torch.from_numpy(decode_views(dataset, recipe.input.preprocess)),
+        views,
         torch.from_numpy(dataset.labels),
         recipe.augment,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
         mean=recipe.input.normalisation.mean,
+        transform=build_augmentation(recipe.augment, recipe.input.normalisation, colours),
     )
 
 

@@ -70,7 +70,10 @@ def test_a_recipe_cannot_be_changed():
         ("optim.lr", "expected key.path=value"),
         ("optim..lr=1", "expected key.path=value"),
         ("seed=2000-01-01", "date is not JSON"),
-        ("augment.erase_probability=0.1", "augment.erase_probability does nothing"),
+        ("augment.crop_min_area=0.1", "augment.crop_min_area does nothing"),
+        ("augment.randaugment_operations=3", "needs randaugment_magnitude"),
+        ("augment.mix_probability=0.5", "needs mixup_alpha or cutmix_alpha"),
+        ("augment.hue=0.6", "augment.hue: "),
         ("data.classes=names.json", "data.classes does nothing"),
         ("data.source=parquet", "needs data.train"),
     ],
@@ -80,6 +83,12 @@ def test_a_wrong_override_is_one_clear_line(override, complaint):
         load_recipe(DIGITS, [override])
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_two_augmentation_policies_are_refused():
+    two = ["augment.is_trivial_augment_on=true", "augment.augmix_severity=3"]
+    with pytest.raises(TrainingError, match="one policy, not is_trivial_augment_on and augmix"):
+        load_recipe(DIGITS, two)
 
 
 def test_settings_that_streaming_would_ignore_are_refused():

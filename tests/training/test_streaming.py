@@ -83,6 +83,17 @@ def test_cuts_differ_between_epochs_and_repeat_exactly(folder):
     assert not torch.equal(first[0], read_epoch(StreamLoader(dataset, recipe), 2)[0])
 
 
+def test_streamed_images_take_every_other_augmentation_too(folder):
+    dataset = load_folder(folder, split="train")
+    plain, _ = read_epoch(StreamLoader(dataset, recipe_for(folder)), 0)
+    augment = {"noise_std": 0.1, "fancy_pca_std": 0.1, "randaugment_magnitude": 9}
+    for key, value in augment.items():
+        changed, _ = read_epoch(StreamLoader(dataset, recipe_for(folder, augment={key: value})), 0)
+        assert changed.shape == plain.shape
+        assert changed.dtype == torch.uint8
+        assert not torch.equal(changed, plain)
+
+
 def test_worker_processes_change_nothing(folder):
     dataset = load_folder(folder, split="train")
     alone = recipe_for(folder)

@@ -1,0 +1,70 @@
+"""A recipe: data, input, network and training of one reproducible run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from service.bundle.manifest import Normalisation, Preprocess
+from training.recipe_fields import STRICT
+from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe, TrainRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataRecipe:
+    """Where the images and labels come from. Relative paths count from the working directory."""
+
+    # parquet: columns `image {bytes}` and `label`; folder: a sub-folder a class; digits: built in.
+    source: Literal["parquet", "folder", "digits"]
+    train: Path | None = None
+    # Without it, `validation_fraction` of the training images is kept aside, stratified by class.
+    validation: Path | None = None
+    # JSON list of names, or of objects with a `name`; needed for parquet, whose labels are numbers.
+    classes: Path | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    # Not the training seed: every seed of a recipe is to be measured on the same images.
+    split_seed: int = 0
+    # memory: decoded once to uint8 [N, H, W, 3], for small images. stream: decoded each time they
+    # are shown, cut at random out of the full picture.
+    loading: Literal["memory", "stream"] = "memory"
+    # Decode worker processes when streaming; 0 decodes between the steps.
+    decode_workers: Annotated[int, Field(ge=0)] = 2
+    # By whose leave the images are used; copied into the model card.
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class InputRecipe:
+    """What the network is shown: the served preprocessing, copied into the bundle as it stands."""
+
+    preprocess: Preprocess
+    # Of pixels scaled to [0, 1]; the exported graph does the same sum.
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class ModelRecipe:
+    """Which network, as `seed:<name>`, `torchvision:<name>` or `timm:<name>`."""
+
+    architecture: str
+    # Start from the hub's weights; the classifier is made anew for our classes.
+    pretrained: bool = False
+    # Keyword arguments of the network's constructor.
+    options: Mapping[str, int | float | str | bool] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One reproducible training run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: DataRecipe
+    input: InputRecipe
+    model: ModelRecipe
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    optim: OptimRecipe
+    average: AverageRecipe = Field(default_factory=AverageRecipe)
+    train: TrainRecipe

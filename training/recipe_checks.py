@@ -1,0 +1,52 @@
+"""Settings of a recipe that would do nothing, or that contradict each other."""
+
+from training.errors import TrainingError
+from training.recipe import Recipe
+from training.recipe_training import AugmentRecipe
+
+
+def check_settings_have_effect(recipe: Recipe, origin: str) -> None:
+    """Refuse what the run would pass over in silence."""
+    _check_augmentation(recipe, origin)
+    data = recipe.data
+    needed = {"parquet": ("train", "classes"), "folder": ("train",), "digits": ()}
+    useless = {"parquet": (), "folder": ("classes",), "digits": ("train", "validation", "classes")}
+    for key in needed[data.source]:
+        if getattr(data, key) is None:
+            raise TrainingError(f'{origin}: data.source = "{data.source}" needs data.{key}')
+    for key in useless[data.source]:
+        if getattr(data, key) is not None:
+            raise TrainingError(
+                f'{origin}: data.{key} does nothing with data.source = "{data.source}"'
+            )
+
+
+def _check_augmentation(recipe: Recipe, origin: str) -> None:
+    loading, augment, plain = recipe.data.loading, recipe.augment, AugmentRecipe()
+    other = {
+        "memory": ("crop_min_area",),
+        "stream": ("translate_px", "translate_fill", "cutout_px"),
+    }
+    for key in other[loading]:
+        if getattr(augment, key) != getattr(plain, key):
+            raise TrainingError(
+                f'{origin}: augment.{key} does nothing with data.loading = "{loading}"'
+            )
+    if loading == "stream" and augment.flip == "alternating":
+        raise TrainingError(f'{origin}: augment.flip = "alternating" needs data.loading = "memory"')
+    policies = {
+        "is_trivial_augment_on": augment.is_trivial_augment_on,
+        "randaugment_magnitude": augment.randaugment_magnitude is not None,
+        "augmix_severity": augment.augmix_severity is not None,
+    }
+    chosen = [name for name, is_chosen in policies.items() if is_chosen]
+    if len(chosen) > 1:
+        raise TrainingError(f"{origin}: augment takes one policy, not {' and '.join(chosen)}")
+    if augment.randaugment_operations != plain.randaugment_operations and (
+        augment.randaugment_magnitude is None
+    ):
+        raise TrainingError(f"{origin}: augment.randaugment_operations needs randaugment_magnitude")
+    if augment.mix_probability != plain.mix_probability and not (
+        augment.mixup_alpha or augment.cutmix_alpha
+    ):
+        raise TrainingError(f"{origin}: augment.mix_probability needs mixup_alpha or cutmix_alpha")

@@ -1,0 +1,113 @@
+"""The tables of a recipe that say how a network is trained."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from training.recipe_fields import STRICT, Fraction, NonNegative, Positive, PositiveInt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class AugmentRecipe:
+    """How a training image is changed before the network sees it."""
+
+    # alternating: the first epoch flips a random half, each later one flips what the last did not.
+    flip: Literal["none", "random", "alternating"] = "none"
+    # Largest shift in each direction, in pixels. Only with data.loading = "memory".
+    translate_px: Annotated[int, Field(ge=0)] = 0
+    translate_fill: Literal["reflect", "zero"] = "reflect"
+    # Side of a square, somewhere inside each image, that is painted in the mean colour (arXiv
+    # 1708.04552); 0 is off. Only with data.loading = "memory".
+    cutout_px: Annotated[int, Field(ge=0)] = 0
+    # Least share of the area that a random cut keeps: 0.35 when fine-tuning (0.08 is for hundreds
+    # of epochs). Only with data.loading = "stream".
+    crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.35
+    vertical_flip_probability: Fraction = 0.0
+    # The geometry below is drawn from within +- these bounds.
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    # Of height and width.
+    shift_fraction: Fraction = 0.0
+    # 0.2 makes the contents 0.8 to 1.2 times as large.
+    zoom_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    shear_degrees: Annotated[float, Field(ge=0, lt=90)] = 0.0
+    # Half of the images; 1 is the strongest.
+    perspective_distortion: Fraction = 0.0
+    # Strength of an elastic distortion that is smooth over 5 pixels: 50 is strong at 224 pixels.
+    elastic_alpha: NonNegative = 0.0
+    # 0.4 multiplies by 0.6 to 1.4; hue is turned by up to this share of the colour circle.
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    # Deviation along the principal components of the data's colours: 0.1 in AlexNet ("fancy PCA").
+    fancy_pca_std: NonNegative = 0.0
+    # Gaussian blur of half of the images, up to this deviation in pixels.
+    blur_max_sigma: NonNegative = 0.0
+    # Deviation of Gaussian noise, of pixels scaled to [0, 1].
+    noise_std: NonNegative = 0.0
+    # One policy at most. RandAugment: so many operations of a strength of 0 to 30, 9 is usual.
+    is_trivial_augment_on: bool = False
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] | None = None
+    randaugment_operations: PositiveInt = 2
+    # AugMix: 1 to 10, 3 is usual.
+    augmix_severity: Annotated[int, Field(ge=1, le=10)] | None = None
+    # A rectangle is painted in the mean colour (arXiv 1708.04896).
+    erase_probability: Fraction = 0.0
+    # Shape of the beta distribution of the share of each image: 0.2 for mixup (arXiv 1710.09412), 1
+    # for CutMix (1905.04899); 0 is off, with both on each batch takes either.
+    mixup_alpha: NonNegative = 0.0
+    cutmix_alpha: NonNegative = 0.0
+    # Share of the batches that are mixed.
+    mix_probability: Fraction = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class OptimRecipe:
+    """The optimiser and its learning rate over time (for a loss averaged over the batch)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    is_nesterov: bool = True
+    weight_decay: NonNegative = 0.0
+    # Biases and normalisation weights are usually left out of the decay.
+    is_decay_on_biases: bool = False
+    # Multiplies the learning rate of batch normalisation's biases and divides their weight decay.
+    norm_bias_lr_scale: Positive = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    # Share of all steps spent rising linearly from start_factor x lr to lr ...
+    warmup_fraction: Fraction = 0.05
+    start_factor: Fraction = 0.0
+    # ... and the share of lr that the fall ends at.
+    end_factor: Fraction = 0.0
+    clip_grad_norm: Positive | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class AverageRecipe:
+    """Averaging of the weights along the way."""
+
+    # ema: a shadow copy is evaluated and exported. lookahead: the net is pulled back to it.
+    kind: Literal["none", "ema", "lookahead"] = "none"
+    # ema: per step, warmed up. lookahead: per pull, reached with the cube of the progress.
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    every_steps: PositiveInt = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TrainRecipe:
+    """The length of the run and how a step is computed."""
+
+    epochs: Positive
+    batch_size: PositiveInt
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # auto: bf16 where the processor has instructions for it, else fp32.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Parameter name -> epochs it is trained for; afterwards it stays as it is.
+    freeze_after_epochs: Mapping[str, NonNegative] = Field(default_factory=dict)
+    checkpoint_every_epochs: PositiveInt = 1
+    # Without it PyTorch takes every core. A small net is faster with 1, as more threads mostly wait
+    # for each other. Another number rounds sums in another order.
+    cpu_threads: PositiveInt | None = None
