@@ -22,6 +22,14 @@ def run_batch(lane: Lane, jobs: list[Job], start: float, metrics: Metrics) -> li
     probabilities, *others = _run_views(lane, [job.decoded.views for job in jobs], extra, metrics)
     infer_s = time.monotonic() - start
     lane.note_run(infer_s, len(probabilities))
+    name, _, version = lane.name.partition("@")
+    metrics.models.observe_batch(
+        name,
+        version,
+        len(probabilities),
+        decode_s=sum(job.decode_s for job in jobs),
+        infer_s=infer_s,
+    )
     outcomes = []
     first = 0
     for job in jobs:

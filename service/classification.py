@@ -213,6 +213,7 @@ class ModelDescription:
     top1: float | None
     labels: tuple[str, ...]
     decision: Decision
+    memory_bytes: int = 0
     version_labels: tuple[str, ...] = ()
     kind: str = "bundle"
     members: tuple[str, ...] = ()

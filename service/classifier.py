@@ -159,10 +159,22 @@ class Classifier:
         Raises:
             RequestError: The image, an option or the state of the server prevents an answer.
         """
+        start = time.monotonic()
         model = self._models.find(options.model)
-        if self._cache is None:
-            return await self._compute(model, image, options)
-        return await self._cache.answer(model.load, image, options, partial(self._compute, model))
+        try:
+            if self._cache is None:
+                result = await self._compute(model, image, options)
+            else:
+                result = await self._cache.answer(
+                    model, image, options, partial(self._compute, model)
+                )
+        except BaseException:
+            self._metrics.models.observe_failure(
+                model.name, model.version, time.monotonic() - start
+            )
+            raise
+        self._metrics.models.observe_answer(model.name, model.version, time.monotonic() - start)
+        return result
 
     async def _compute(self, model: Model, image: bytes, options: Options) -> Classification:
         start = time.monotonic()
@@ -234,7 +246,7 @@ class Classifier:
 
     def describe_models(self) -> list[ModelDescription]:
         """Returns what is served, by name and version."""
-        return [self._describe(model) for model in self._models]
+        return [self._models.describe(model) for model in self._models]
 
     def describe_unavailable(self) -> tuple[Unavailable, ...]:
         """Returns the versions that are known and do not serve, and why."""
@@ -246,7 +258,7 @@ class Classifier:
         Raises:
             RequestError: `model_not_found`.
         """
-        return self._describe(self._models.find(reference))
+        return self._models.describe(self._models.find(reference))
 
     def _conclude(
         self,
@@ -256,19 +268,24 @@ class Classifier:
         level: ConformalLevel | None,
         start: float,
     ) -> Classification:
-        ran = time.monotonic()
+        resumed_at = time.monotonic()
         probabilities = average_views(outcome.probabilities)
         predictions = predict(probabilities, model.labels, options.top_k)
         best = predictions[0]
         verdict = model.decider.decide(probabilities, best.index)
         label_set = None if level is None else model.decider.label_set(probabilities, level)
         end = time.monotonic()
+        timings = Timings(
+            decode_s=outcome.decode_s,
+            queue_s=outcome.queue_s,
+            infer_s=outcome.infer_s,
+            total_s=end - start,
+        )
         metrics = self._metrics
         trace_id = None if self._tracing is None else self._tracing.current_trace_id()
-        metrics.observe_stage("decode", outcome.decode_s, trace_id)
-        metrics.observe_stage("queue", outcome.queue_s, trace_id)
-        metrics.observe_stage("infer", outcome.infer_s, trace_id)
-        metrics.observe_stage("postprocess", end - ran, trace_id)
+        metrics.models.observe_stages(
+            model.name, model.version, timings, end - resumed_at, outcome.batch_views, trace_id
+        )
         metrics.observe_prediction(model.name, model.version, best.label, best.score)
         watch(model, outcome, best, metrics)
         if verdict.abstained:
@@ -287,12 +304,7 @@ class Classifier:
             format=outcome.prepared.format,
             views=len(outcome.probabilities),
             batch_views=outcome.batch_views,
-            timings=Timings(
-                decode_s=outcome.decode_s,
-                queue_s=outcome.queue_s,
-                infer_s=outcome.infer_s,
-                total_s=end - start,
-            ),
+            timings=timings,
         )
 
     def _trace(self, tracing: Tracing, job: Job, result: Classification, resumed_at: float) -> None:
@@ -315,28 +327,6 @@ class Classifier:
                 "fivecrop.views": result.views,
                 "fivecrop.batch_views": result.batch_views,
             },
-        )
-
-    def _describe(self, model: Model) -> ModelDescription:
-        manifest = model.bundle.manifest
-        measured = [m for m in manifest.metrics if m.variant == model.variant.precision]
-        return ModelDescription(
-            name=model.name,
-            version=model.version,
-            provider=model.engine.provider,
-            variant=model.variant.precision,
-            is_default=self._models.is_default(model),
-            state="ready",
-            classes=len(model.labels),
-            input_height=manifest.input.height,
-            input_width=manifest.input.width,
-            good_batch_views=model.lane.good_batch_views,
-            max_batch_delay_ms=model.lane.max_delay_s * 1000,
-            digest=model.bundle.digest,
-            top1=measured[0].top1 if measured else None,
-            labels=model.labels,
-            decision=manifest.decision,
-            version_labels=self._models.version_labels(model),
         )
 
 

@@ -103,12 +103,14 @@ class CombiningClassifier(Classifier):
         if found is None:
             return await super().classify(image, options)
         start = time.monotonic()
-        resolved = self._check_combination(found, options)
-        _, timeout_s = options.check(self._settings.default_timeout_ms)
-        deadline = start + timeout_s
-        if isinstance(found.manifest, Cascade):
-            return await self._escalate(found.manifest, image, options, start, deadline)
-        return await self._average(found.manifest, resolved, image, options, start, deadline)
+        name, version = found.manifest.name, found.manifest.version
+        try:
+            answer = await self._combine(found, image, options, start)
+        except BaseException:
+            self._metrics.models.observe_failure(name, version, time.monotonic() - start)
+            raise
+        self._metrics.models.observe_answer(name, version, time.monotonic() - start)
+        return answer
 
     async def classify_many(
         self, images: Sequence[bytes], options: Options
@@ -138,6 +140,16 @@ class CombiningClassifier(Classifier):
         if found is None:
             return super().describe_model(reference)
         return self._describe_combination(found)
+
+    async def _combine(
+        self, found: FoundCombination, image: bytes, options: Options, start: float
+    ) -> Classification:
+        resolved = self._check_combination(found, options)
+        _, timeout_s = options.check(self._settings.default_timeout_ms)
+        deadline = start + timeout_s
+        if isinstance(found.manifest, Cascade):
+            return await self._escalate(found.manifest, image, options, start, deadline)
+        return await self._average(found.manifest, resolved, image, options, start, deadline)
 
     async def _escalate(
         self, cascade: Cascade, image: bytes, options: Options, start: float, deadline: float
@@ -259,7 +271,7 @@ class CombiningClassifier(Classifier):
     def _describe_combination(self, found: FoundCombination) -> ModelDescription:
         manifest = found.manifest
         resolved = self._resolve(found)
-        first, *_ = described = [self._describe(model) for model in resolved.models]
+        first, *_ = described = [self._models.describe(model) for model in resolved.models]
         decision = manifest.decision if isinstance(manifest, Ensemble) else described[-1].decision
         return replace(
             first,
@@ -270,6 +282,7 @@ class CombiningClassifier(Classifier):
             digest=found.digest,
             top1=None if manifest.measured is None else manifest.measured.top1,
             decision=decision,
+            memory_bytes=0,
             kind=manifest.kind,
             members=tuple(member.model for member in manifest.members),
         )

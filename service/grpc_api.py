@@ -49,7 +49,7 @@ class GrpcServer:
     ) -> None:
         """Makes a server that listens to nothing yet; without `control` it knows no keys."""
         self._settings = settings
-        open_inference = OpenInference(classifier, settings)
+        open_inference = OpenInference(classifier, metrics, settings)
         services = {
             SERVICE_NAME: ImageClassifier(classifier, metrics, settings, tracing).rpcs(),
             OPEN_INFERENCE_NAME: GrpcOpenInference(

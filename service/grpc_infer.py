@@ -15,6 +15,7 @@ from service.open_inference_messages import (
 )
 from service.open_inference_parameters import (
     read_classes,
+    read_priority,
     read_timeout_ms,
     refuse_shared_memory,
 )
@@ -40,7 +41,8 @@ def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None
     Raises:
         RequestError: `invalid_argument`.
     """
-    asked_ms = read_timeout_ms(_read_parameters(request.parameters))
+    parameters = read_parameters(request.parameters)
+    asked_ms = read_timeout_ms(parameters)
     if asked_ms is not None:
         timeout_ms = asked_ms if timeout_ms is None else min(asked_ms, timeout_ms)
     return InferRequest(
@@ -48,10 +50,11 @@ def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None
         version=request.model_version,
         id=request.id,
         timeout_ms=timeout_ms,
+        priority=read_priority(parameters),
         inputs=_read_inputs(request),
         outputs=tuple(
             RequestedOutput(
-                name=output.name, classes=read_classes(_read_parameters(output.parameters))
+                name=output.name, classes=read_classes(read_parameters(output.parameters))
             )
             for output in request.outputs
         ),
@@ -110,7 +113,9 @@ def _read_shape(tensor: messages.ModelInferRequest.InferInputTensor) -> tuple[in
     return tuple(tensor.shape)
 
 
-def _read_parameters(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
+def read_parameters(
+    parameters: Mapping[str, messages.InferParameter | messages.ModelRepositoryParameter],
+) -> dict[str, object]:
     """Returns the values; an unset one is no value at all."""
     return {
         name: getattr(parameter, choice)

@@ -14,6 +14,7 @@ from service.errors import RequestError
 from service.grpc_access import Rpc
 from service.grpc_call import Call, Calls, Context, abort, time_left_ms
 from service.grpc_infer import decode_request, encode_response
+from service.grpc_repository import GrpcRepository
 from service.intake import Intake
 from service.metrics import Metrics
 from service.open_inference import OpenInference
@@ -58,10 +59,15 @@ class GrpcOpenInference:
             "ServerMetadata": self._show_server,
             "ModelMetadata": self._show_model,
             "ModelConfig": self._show_config,
+            "ModelStatistics": self._show_statistics,
             "ModelInfer": self._infer,
         }
-        # Probes have no keys.
-        open_to_all = {"ServerLive", "ServerReady"}
+        # Probes have no keys; without one of an administrator nobody changes the models.
+        access = dict.fromkeys(("ServerLive", "ServerReady"), Access.OPEN)
+        if (repository := self._open_inference.repository) is not None:
+            ordered = GrpcRepository(repository).answers()
+            access |= dict.fromkeys(ordered, Access.ADMIN)
+            unary |= ordered
         stream = grpc.stream_stream_rpc_method_handler(
             self.infer_stream,
             messages.ModelInferRequest.FromString,
@@ -70,7 +76,7 @@ class GrpcOpenInference:
         return {
             **{
                 name: Rpc(
-                    access=Access.OPEN if name in open_to_all else Access.INFER,
+                    access=access.get(name, Access.INFER),
                     handler=self._answer_by(name, answer),
                 )
                 for name, answer in unary.items()
@@ -180,3 +186,9 @@ class GrpcOpenInference:
     ) -> messages.ModelConfigResponse:
         document = self._open_inference.describe_config(request.name, request.version)
         return ParseDict({"config": document}, messages.ModelConfigResponse())
+
+    async def _show_statistics(
+        self, request: messages.ModelStatisticsRequest, _call: Call
+    ) -> messages.ModelStatisticsResponse:
+        document = await self._open_inference.read_statistics(request.name, request.version)
+        return ParseDict(document, messages.ModelStatisticsResponse())

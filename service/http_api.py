@@ -72,7 +72,9 @@ def build_http_app(
         tracing: Makes spans; None makes none.
     """
     api = HttpApi(classifier, metrics, settings)
-    open_inference = HttpOpenInference(OpenInference(classifier, settings), metrics, settings)
+    open_inference = HttpOpenInference(
+        OpenInference(classifier, metrics, settings), metrics, settings
+    )
     routes = [*api.routes(), *open_inference.routes()]
     if client_schema is not None:
         routes.append(_fixed("/schema.json", Answer(body=encode_json(client_schema))))

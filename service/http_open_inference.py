@@ -15,6 +15,7 @@ from service.http_client import ClientWatch
 from service.http_content_encoding import decode_body
 from service.http_edge import Endpoint, Handler
 from service.http_infer import HEADER_LENGTH, answer_infer, parse_infer
+from service.http_repository import HttpRepository
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.settings import Settings
@@ -33,13 +34,17 @@ class HttpOpenInference:
     def routes(self) -> list[Route]:
         """Returns the table of routes; the model's come with and without its version."""
         model = "/v2/models/{name}"
+        repository = self._open_inference.repository
         return [
+            # Before the model of that name, as Triton has it.
+            _route("/v2/models/stats", self.show_statistics, Access.INFER, "GET"),
             *(
                 _route(f"{prefix}{path}", answer, Access.INFER, method)
                 for path, answer, method in (
                     ("/infer", self.infer, "POST"),
                     ("/ready", self.tell_model_ready, "GET"),
                     ("/config", self.show_config, "GET"),
+                    ("/stats", self.show_statistics, "GET"),
                     ("", self.show_model, "GET"),
                 )
                 for prefix in (model, f"{model}/versions/{{version}}")
@@ -48,6 +53,7 @@ class HttpOpenInference:
             _route("/v2/health/ready", self.tell_ready, Access.OPEN, "GET"),
             _route("/v2/models", self.list_models, Access.INFER, "GET"),
             _route("/v2", self.show_server, Access.INFER, "GET"),
+            *([] if repository is None else HttpRepository(repository).routes()),
         ]
 
     async def infer(self, scope: Scope, receive: Receive) -> Answer:
@@ -85,6 +91,11 @@ class HttpOpenInference:
         """Answers with the configuration of a model."""
         return Answer(body=encode_json(self._open_inference.describe_config(**_name_model(scope))))
 
+    async def show_statistics(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with what was counted of a version, a model, or all models."""
+        statistics = await self._open_inference.read_statistics(**_name_model(scope))
+        return Answer(body=encode_json(statistics))
+
     async def tell_live(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers whenever the event loop runs."""
         return Answer(body=encode_json({"live": True}))
@@ -107,7 +118,7 @@ def _route(path: str, answer: Handler, access: Access, method: str) -> Route:
 
 def _name_model(scope: Scope) -> dict[str, str]:
     parameters = scope["path_params"]
-    return {"model": parameters["name"], "version": parameters.get("version", "")}
+    return {"model": parameters.get("name", ""), "version": parameters.get("version", "")}
 
 
 def _refuse_repeated(scope: Scope) -> None:

@@ -20,12 +20,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.drift_metrics import DriftMetrics
 from service.exemplars import Exemplars
+from service.model_metrics import ModelMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 CacheResult = Literal["hit", "miss", "shared"]
@@ -87,13 +88,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._stage_seconds = Histogram(
-            "fivecrop_stage_seconds",
-            "Time of an image in one stage of the walk.",
-            ("stage",),
-            buckets=_STAGE_SECONDS,
-            registry=registry,
-        )
         self._batch_views = Histogram(
             "fivecrop_batch_views",
             "Views in a batch that ran.",
@@ -137,7 +131,13 @@ class Metrics:
             "fivecrop_cache_requests",
             "Images by whether the response cache had their answer: hit, miss, or shared with a "
             "request that was already asking.",
-            ("result",),
+            ("model", "version", "result"),
+            registry=registry,
+        )
+        self._cache_seconds = Counter(
+            "fivecrop_cache_seconds",
+            "Time it took to look into the response cache.",
+            ("model", "version", "result"),
             registry=registry,
         )
         self._cache_bytes = Gauge(
@@ -147,6 +147,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.drift = DriftMetrics(registry)
+        self.models = ModelMetrics(registry, self._exemplars)
         self._model_info = Gauge(
             "fivecrop_model_info",
             "1 for each model that serves, 0 for one that did; what and where in the labels.",
@@ -181,7 +182,6 @@ class Metrics:
         # image, and their labels are bounded.
         self._requests_of = cache(self._requests.labels)
         self._request_seconds_of = cache(self._request_seconds.labels)
-        self._stage_seconds_of = cache(self._stage_seconds.labels)
         self._batch_views_of = cache(self._batch_views.labels)
         self._inflight_of = cache(self._inflight.labels)
         self._predictions_of = cache(self._predictions.labels)
@@ -212,15 +212,6 @@ class Metrics:
     def track_inflight(self, transport: str) -> AbstractContextManager[None]:
         """Counts a request as being answered while the body runs."""
         return self._inflight_of(transport).track_inprogress()
-
-    def observe_stage(self, stage: str, seconds: float, trace_id: str | None = None) -> None:
-        """Records the time of one image in decode, queue, infer or postprocess."""
-        self._stage_seconds_of(stage).observe(seconds)
-        if trace_id is not None:
-            labels = {"stage": stage}
-            self._exemplars.note(
-                "fivecrop_stage_seconds", labels, _STAGE_SECONDS, seconds, trace_id
-            )
 
     def observe_batch(self, model: str, views: int) -> None:
         """Records the size of a batch that is about to run."""
@@ -253,9 +244,10 @@ class Metrics:
         """Counts an answer whose best class is under the model's threshold."""
         self._abstained.labels(model, str(version)).inc()
 
-    def count_cache(self, result: CacheResult) -> None:
-        """Counts a request by whether the cache had its answer."""
-        self._cache_requests.labels(result).inc()
+    def count_cache(self, model: str, version: int, result: CacheResult, seconds: float) -> None:
+        """Counts an image by whether the cache had its answer, and the time to find out."""
+        self._cache_requests.labels(model, version, result).inc()
+        self._cache_seconds.labels(model, version, result).inc(seconds)
 
     def set_cache_bytes(self, size: int) -> None:
         """Shows how much the remembered answers take."""
@@ -283,6 +275,13 @@ class Metrics:
         """Counts a bundle that did not prove itself."""
         self._model_load_failures.labels(model).inc()
 
+    def read_samples(self) -> list[Sample]:
+        """Returns the value of every series, of all workers when they share a folder.
+
+        Reads files then: not for the event loop.
+        """
+        return [sample for family in self._collector().collect() for sample in family.samples]
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Returns the text for a scrape, of all workers when they share a folder, and its type.
 
@@ -293,15 +292,17 @@ class Metrics:
         registry = CollectorRegistry()
         for collector in self._collectors:
             registry.register(collector)
-        if self._shared_folder is None:
-            registry.register(self._registry)
-        else:
-            MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
+        registry.register(self._collector())
         if _OPENMETRICS in accept:
             families = _Families(self._exemplars.attach(registry.collect()))
             text = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def _collector(self) -> Collector:
+        if self._shared_folder is None:
+            return self._registry
+        return MultiProcessCollector(None, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
 
 
 class _Families(Collector):

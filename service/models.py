@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from service.classification import ModelDescription
 from service.errors import ErrorCode, RequestError, SettingsError
 from service.model import Model
 
@@ -111,3 +112,27 @@ class Models:
     def version_labels(self, model: Model) -> tuple[str, ...]:
         """Returns the version labels that mean this model, by their names."""
         return self._version_labels.get(model.bundle.reference, ())
+
+    def describe(self, model: Model) -> ModelDescription:
+        """Returns what clients and operators may know about a served model."""
+        manifest = model.bundle.manifest
+        measured = [m for m in manifest.metrics if m.variant == model.variant.precision]
+        return ModelDescription(
+            name=model.name,
+            version=model.version,
+            provider=model.engine.provider,
+            variant=model.variant.precision,
+            is_default=self.is_default(model),
+            state="ready",
+            classes=len(model.labels),
+            input_height=manifest.input.height,
+            input_width=manifest.input.width,
+            good_batch_views=model.lane.good_batch_views,
+            max_batch_delay_ms=model.lane.max_delay_s * 1000,
+            digest=model.bundle.digest,
+            top1=measured[0].top1 if measured else None,
+            labels=model.labels,
+            decision=manifest.decision,
+            memory_bytes=model.memory_bytes,
+            version_labels=self.version_labels(model),
+        )

@@ -6,6 +6,7 @@ output, `probabilities`, is what `/v1/classify` picks its predictions from.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Never
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from service.classifier import Classification, Classifier, ModelDescription, Options
 from service.errors import ErrorCode, RequestError
+from service.metrics import Metrics
 from service.open_inference_messages import (
     InferRequest,
     InferResponse,
@@ -29,6 +31,8 @@ from service.open_inference_metadata import (
     describe_model,
     describe_server,
 )
+from service.open_inference_repository import ModelRepository
+from service.open_inference_statistics import describe_statistics
 from service.open_inference_tensors import read_images
 from service.settings import Settings
 
@@ -36,12 +40,21 @@ _VERSION = re.compile(r"[0-9]{1,18}")
 
 
 class OpenInference:
-    """Answers what v2 clients ask; each method is what one route and one rpc need."""
+    """Answers what v2 clients ask; each method is what one route and one rpc need.
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+    Attributes:
+        repository: The way to change the models; None when they are fixed.
+    """
+
+    def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
         self._classifier = classifier
+        self._metrics = metrics
         self._settings = settings
-        self._server = describe_server()
+        rollout = classifier.rollout
+        self.repository = None if rollout is None else ModelRepository(classifier, rollout)
+        self._server = describe_server(
+            has_repository=rollout is not None and settings.api_keys is not None
+        )
 
     def check_ready(self) -> None:
         """Returns while requests should be sent here.
@@ -104,6 +117,21 @@ class OpenInference:
             self._list_versions(found.name),
             max_request_images=self._settings.max_request_images,
         )
+
+    async def read_statistics(self, model: str, version: str) -> Document:
+        """Returns the statistics of a version, of all of a model's, or, without a name, of all.
+
+        Raises:
+            RequestError: `model_not_found`.
+        """
+        models = self._classifier.describe_models()
+        if model:
+            found = self.find_model(model, version)
+            models = [one for one in models if one.name == found.name]
+            if version:
+                models = [one for one in models if one.version == found.version]
+        samples = await asyncio.to_thread(self._metrics.read_samples)
+        return describe_statistics(models, samples)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answers all images of a request, or none: the protocol has no error for a part of it.

@@ -20,17 +20,19 @@ EXTENSIONS: Final = (
     "model_configuration",
     "parameters",
     "schedule_policy",
+    "statistics",
 )
 
 Document = dict[str, Any]
 
 
-def describe_server() -> Document:
-    """Returns the metadata of the server."""
+def describe_server(*, has_repository: bool) -> Document:
+    """Returns the metadata of the server; models can be loaded where somebody may order it."""
+    repository = ("model_repository",) if has_repository else ()
     return {
         "name": SERVER_NAME,
         "version": version("fivecrop"),
-        "extensions": list(EXTENSIONS),
+        "extensions": sorted((*EXTENSIONS, *repository)),
     }
 
 

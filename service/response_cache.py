@@ -8,11 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from service.classification import Classification, Options, Timings, late
 from service.errors import ErrorCode, RequestError
-from service.metrics import Metrics
+from service.metrics import CacheResult, Metrics
+from service.model import Model
 from service.priority import Priority
 from service.settings import Settings
 
@@ -49,7 +51,7 @@ class ResponseCache:
         return cls(settings.response_cache_bytes, settings.default_timeout_ms, metrics)
 
     async def answer(
-        self, load: object, image: bytes, options: Options, ask: Ask
+        self, model: Model, image: bytes, options: Options, ask: Ask
     ) -> Classification:
         """Returns the answer for one encoded image, from memory if it was given before.
 
@@ -63,10 +65,12 @@ class ResponseCache:
         start = time.monotonic()
         _, timeout_s = options.check(self._default_timeout_ms)
         question = replace(options, model=None, timeout_ms=None, priority=Priority.NORMAL)
-        key = (load, hashlib.sha256(image).digest(), question)
+        key = (model.load, hashlib.sha256(image).digest(), question)
         try:
             async with asyncio.timeout(timeout_s):
-                answer, was_asked_before = await self._get(key, lambda: ask(image, options))
+                answer, was_asked_before = await self._get(
+                    key, lambda: ask(image, options), count=partial(self._count, model, start)
+                )
         except TimeoutError:
             raise late() from None
         except RequestError as error:
@@ -83,7 +87,11 @@ class ResponseCache:
         return replace(answer, timings=timings)
 
     async def _get(
-        self, key: Hashable, ask: Callable[[], Awaitable[Classification]]
+        self,
+        key: Hashable,
+        ask: Callable[[], Awaitable[Classification]],
+        *,
+        count: Callable[[CacheResult], None],
     ) -> tuple[Classification, bool]:
         """Returns the answer for `key` and whether another request had asked for it.
 
@@ -92,15 +100,19 @@ class ResponseCache:
         """
         if (found := self._answers.get(key)) is not None:
             self._answers.move_to_end(key)
-            self._metrics.count_cache("hit")
+            count("hit")
             return found[0], True
         flight = self._flights.get(key)
         is_first = flight is None
-        self._metrics.count_cache("miss" if is_first else "shared")
+        count("miss" if is_first else "shared")
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(ask()))
             flight.answer.add_done_callback(lambda answer: self._land(key, answer))
         return await flight.join(), not is_first
+
+    def _count(self, model: Model, start: float, result: CacheResult) -> None:
+        seconds = time.monotonic() - start
+        self._metrics.count_cache(model.name, model.version, result, seconds)
 
     def _land(self, key: Hashable, answer: asyncio.Future[Classification]) -> None:
         del self._flights[key]

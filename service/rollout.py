@@ -146,6 +146,17 @@ class Rollout:
             gone = self._commit(settled)
         await self._free(gone)
 
+    async def list_repository(self) -> dict[str, list[int]]:
+        """Returns the versions of every model in the repository, oldest first.
+
+        Raises:
+            RequestError: `model_load_failed`: it cannot be listed.
+        """
+        try:
+            return await asyncio.to_thread(self._live.source.list_versions)
+        except StartError as error:
+            raise self._refusal(error) from error
+
     def versions(self, name: str) -> list[int]:
         """Returns the versions of a model that serve."""
         return sorted(model.version for model in self.models if model.name == name)

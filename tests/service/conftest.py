@@ -18,6 +18,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from service.access import AccessControl
+from service.api_keys import KeyFile, KeyRing, KeyScope, make_key, write_keys
 from service.batcher import Batcher
 from service.bundle.decision import Verdict
 from service.bundle.manifest import Decision, Manifest
@@ -160,6 +162,39 @@ async def http_client(stub_classifier, metrics, make_settings):
         transport=httpx.ASGITransport(app), base_url="http://fivecrop"
     ) as client:
         yield client
+
+
+@pytest.fixture
+async def administered(growing_repository, metrics, make_settings, tmp_path, serving_grpc):
+    """Returns `administered(*scopes)`: both edges over the growing repository, behind a key.
+
+    `http` is a client that sends the key, `channel` one to gRPC, with `metadata` to send.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def administered(*scopes):
+            text, kept = make_key(scopes or KeyScope)
+            path = tmp_path / "keys.json"
+            write_keys(path, KeyRing(keys=(kept,)))
+            settings = make_settings(model_repository=growing_repository.folder, api_keys=path)
+            control = AccessControl(KeyFile(path))
+            classifier = await asyncio.to_thread(Classifier.build, settings, metrics)
+            stack.push_async_callback(classifier.close)
+            headers = {"authorization": f"Bearer {text}"}
+            transport = httpx.ASGITransport(build_http_app(classifier, metrics, settings, control))
+            served = await stack.enter_async_context(
+                serving_grpc(classifier, metrics, settings, control)
+            )
+            http = httpx.AsyncClient(
+                transport=transport, base_url="http://fivecrop", headers=headers
+            )
+            return SimpleNamespace(
+                http=await stack.enter_async_context(http),
+                channel=served.channel,
+                metadata=tuple(headers.items()),
+            )
+
+        yield administered
 
 
 @contextlib.asynccontextmanager

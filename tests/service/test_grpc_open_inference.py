@@ -157,6 +157,13 @@ async def test_the_nearer_deadline_counts(stub, stub_classifier, asked_us, call_
         assert 0.5 * expected_ms < told_ms < 1.1 * expected_ms
 
 
+@pytest.mark.parametrize(("level", "priority"), [(0, "normal"), (1, "high"), (3, "low")])
+async def test_the_priority_counts(stub, stub_classifier, level, priority):
+    parameters = {"priority": messages.InferParameter(uint64_param=level)}
+    await stub.ModelInfer(ask(b"one", parameters=parameters))
+    assert stub_classifier.calls[0][1].priority == priority
+
+
 async def test_a_bad_image_fails_its_request(stub):
     assert await refused(stub.ModelInfer(ask(b"good", b"bad"))) == "image_corrupt"
 

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import httpx
 import pytest
 from pydantic import TypeAdapter
 
 from service import http_schema
-from service.access import AccessControl
-from service.api_keys import KeyFile, KeyRing, KeyScope, make_key, write_keys
-from service.classifier import Classifier
+from service.api_keys import KeyScope
 from service.http_api import build_http_app
-from service.settings import Settings
 
 NAME = "digits-linear"
 MODEL = f"/v1/models/{NAME}"
 
 
 @pytest.fixture
-async def connect(growing_repository, metrics, tmp_path):
-    """Returns `connect(key=...)`: a client of the HTTP edge over the growing repository."""
-    closers = []
+async def connect(administered):
+    """Returns `connect(*scopes)`: a client of the HTTP edge over the growing repository."""
 
     async def connect(*scopes):
-        text, kept = make_key(scopes or KeyScope)
-        path = tmp_path / "keys.json"
-        write_keys(path, KeyRing(keys=(kept,)))
-        settings = Settings(model_repository=growing_repository.folder, api_keys=path)
-        classifier = await asyncio.to_thread(Classifier.build, settings, metrics)
-        closers.append(classifier.close)
-        app = build_http_app(classifier, metrics, settings, AccessControl(KeyFile(path)))
-        client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app),
-            base_url="http://fivecrop",
-            headers={"authorization": f"Bearer {text}"},
-        )
-        closers.append(client.aclose)
-        return client
+        return (await administered(*scopes)).http
 
-    yield connect
-    for close in closers:
-        await close()
+    return connect
 
 
 def versions(response):

@@ -11,6 +11,7 @@ from service.classifier import Options
 from service.errors import ErrorCode, RequestError
 from service.models import Models
 
+_SERIES = 'fivecrop_cache_requests_total{{model="tiny",result="{}",version="1"}}'
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -36,7 +37,7 @@ def read_metrics(metrics):
             if line.startswith("fivecrop_cache")
         )
         counts = {
-            result: float(lines.get(f'fivecrop_cache_requests_total{{result="{result}"}}', 0))
+            result: float(lines.get(_SERIES.format(result), 0))
             for result in ("hit", "miss", "shared")
         }
         return counts, float(lines["fivecrop_cache_bytes"])
