@@ -82,6 +82,15 @@ def _make_models() -> click.Command:
     return models
 
 
+def _make_score() -> click.Command:
+    from service.environment import opt_out_of_telemetry
+
+    opt_out_of_telemetry()
+    from service.score.command import score
+
+    return score
+
+
 def _make_keys() -> click.Command:
     from service.keys_command import keys
 
@@ -92,6 +101,7 @@ class _Commands(CommandGroup):
     LAZY: ClassVar = {
         "serve": (_make_serve, "Serve models over HTTP and gRPC."),
         "models": (_make_models, "List bundles; load, unload and label what a service serves."),
+        "score": (_make_score, "Score folders, buckets and tables of images; resumable."),
         "keys": (_make_keys, "Make, list and revoke API keys."),
     }
 

@@ -106,14 +106,14 @@ def load_model(
         ProviderError: It cannot run where the settings want it.
     """
     verify_files(bundle)
-    engine, variant = _make_engine(bundle, settings, device, admit)
+    engine, variant = make_engine(bundle, settings, device=device, admit=admit)
     size = bundle.manifest.input
     if engine.input_size != (size.height, size.width):
         raise BundleError(
             f"{bundle.reference}: the graph's input is not {size.height}x{size.width}"
         )
     good_batch_views = engine.warm_up()
-    _prove_golden(bundle, variant, engine)
+    prove_golden(bundle, variant, engine)
     on_gpu = engine.provider == "cuda"
     delay_ms = _GPU_MAX_BATCH_DELAY_MS if on_gpu else _CPU_MAX_BATCH_DELAY_MS
     if settings.max_batch_delay_ms is not None:
@@ -176,9 +176,17 @@ def _provider_candidates(settings: Settings) -> list[Provider]:
             return ["cpu"]
 
 
-def _make_engine(
-    bundle: Bundle, settings: Settings, device: int, admit: Callable[[int], None]
+def make_engine(
+    bundle: Bundle,
+    settings: Settings,
+    *,
+    device: int = 0,
+    admit: Callable[[int], None] = lambda _: None,
 ) -> tuple[Engine, Variant]:
+    """Returns the engine of a bundle whose files are verified, and the variant that it runs.
+
+    The arguments, and what is raised, are those of `load_model`.
+    """
     candidates = _provider_candidates(settings)
     for provider in candidates:
         variant = _choose_variant(bundle, settings.variant, provider)
@@ -212,8 +220,12 @@ def _choose_variant(bundle: Bundle, choice: VariantChoice, provider: Provider) -
     return variant
 
 
-def _prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
-    """Proves that golden images, through decode and engine, give the recorded answers."""
+def prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
+    """Proves that golden images, through decode and engine, give the recorded answers.
+
+    Raises:
+        BundleError: They do not.
+    """
     limits = Limits(formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
     for sample in read_golden(bundle).samples:
         data = (bundle.folder / sample.file).read_bytes()

@@ -1,0 +1,159 @@
+"""`fivecrop score`: scores folders, buckets, tables and shards; resumes; tells how far it is."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from service.bundle.preprocess import TTA_POLICIES
+from service.log import configure_log
+from service.score.display import make_display
+from service.score.errors import JobFailed
+from service.score.job import score_dataset
+from service.score.options import FORMATS, ScoreOptions
+from service.score.status import read_status, tell_status
+from service.settings import VariantChoice
+
+
+class _ScoreGroup(click.Group):
+    """A group whose command need not be named: `score PHOTOS` is `score run PHOTOS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts `run` before arguments that name no command."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ScoreGroup)
+def score() -> None:
+    """Score images into a dataset: the service's answers for any number of them.
+
+    `fivecrop score INPUT... --model NAME --out FOLDER`; its options: `fivecrop score run --help`.
+    """
+
+
+@score.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", required=True, help="NAME or NAME@VERSION.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or URL to write to.")
+@click.option("--resume", is_flag=True, help="Go on with an unfinished job.")
+@click.option("--top-k", type=int, default=5, show_default=True, help="Best classes in a row.")
+@click.option(
+    "--tta", type=click.Choice(list(TTA_POLICIES)), default="none", help="Test-time augmentation."
+)
+@click.option(
+    "--min-score", type=float, metavar="X", help="Abstain under this score, not the bundle's own."
+)
+@click.option("--embedding", is_flag=True, help="Add the features that the classifier reads.")
+@click.option("--probabilities", is_flag=True, help="Add the probability of every class.")
+@click.option("--sha256", is_flag=True, help="Add the sha256 of each image file.")
+@click.option("--variant", type=click.Choice([one.value for one in VariantChoice]))
+@click.option("--workers", type=int, metavar="N", help="Processes [default: one a core].")
+@click.option("--limit", type=int, metavar="N", help="Only the first N images.")
+@click.option("--shard", metavar="I/N", help="Every N-th image, from the I-th on.")
+@click.option("--column", help="Of tables: what holds paths or images.")
+@click.option("--format", type=click.Choice(FORMATS), default="parquet", show_default=True)
+@click.option(
+    "--max-error-rate",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="X",
+    help="Give up when more than this share of the images fails.",
+)
+@click.option("--part-rows", type=int, default=10_000, show_default=True, help="Rows in a file.")
+@click.option(
+    "--part-seconds",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Write a file after so long: what a kill can cost.",
+)
+@click.option("--model-repository", metavar="FOLDER", help="Folder of bundles, or its URL.")
+@click.option("--json", "as_json", is_flag=True, help="Write events to standard output.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    out: str,
+    *,
+    resume: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Score every image of the inputs into --out.
+
+    An INPUT is a folder (with all below it), a glob, an image, a tar shard, a Parquet or CSV file
+    with a column of paths or images, or a text file (.txt, .list) that names an image a line; each
+    a path or a URL that fsspec opens.
+    """
+    configure_log("warning")
+    options = ScoreOptions(**chosen)
+    display = make_display(as_json=as_json)
+    with display, _stoppable() as should_stop:
+        try:
+            summary = score_dataset(
+                inputs,
+                out,
+                options,
+                resume=resume,
+                watch=display.show,
+                should_stop=lambda: should_stop() is not None,
+            )
+        except JobFailed as error:
+            click.echo(f"fivecrop: error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+        display.conclude(summary)
+        number = should_stop()
+    if summary.state == "stopped":
+        click.echo("what is done is written; the same command with --resume goes on", err=True)
+        ctx.exit(128 + (number or signal.SIGTERM))
+    if summary.state == "failed":
+        click.echo(
+            f"fivecrop: error: {summary.progress.errors:,} of {summary.progress.done:,} images "
+            "failed, more than --max-error-rate allows; `fivecrop score status` tells which way",
+            err=True,
+        )
+        ctx.exit(1)
+
+
+@score.command()
+@click.argument("out", metavar="FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def status(out: str, *, as_json: bool) -> None:
+    """Tell how far the job of an output is."""
+    found = read_status(out)
+    click.echo(json.dumps(found, indent=2) if as_json else tell_status(found))
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], int | None]]:
+    """Gives a function that returns the signal which asked to stop, if one did.
+
+    A second signal finds the handlers of before, so that it ends the program at once.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        restore()

@@ -1,0 +1,159 @@
+"""Shows how far a job is: a live line on a terminal, plain lines in a log, events for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from service.score.job import Summary
+from service.score.progress import Progress
+
+# A log needs no more lines than that.
+_LINE_EVERY_S: Final = 10.0
+_EVENT_EVERY_S: Final = 1.0
+_LIVE_EVERY_S: Final = 0.2
+
+
+class Display(AbstractContextManager["Display"], Protocol):
+    """What is shown while a job runs."""
+
+    def show(self, progress: Progress) -> None:
+        """Shows how far the job is, if it is time."""
+
+    def conclude(self, summary: Summary) -> None:
+        """Shows how it ended."""
+
+
+def make_display(*, as_json: bool) -> Display:
+    """Returns the display for whoever reads: a program, a person at a terminal, or a log."""
+    if as_json:
+        return Events()
+    console = Console(stderr=True)
+    return LiveLine(console) if console.is_terminal else Lines()
+
+
+def describe(progress: Progress) -> str:
+    """Returns one line for people."""
+    of = f" of {progress.total:,}" if progress.total is not None else ""
+    eta = f", {_clock(progress.eta_s)} left" if progress.eta_s is not None else ""
+    return (
+        f"{progress.done:,}{of} images, {progress.images_per_second:,.1f}/s{eta}, "
+        f"{progress.errors:,} errors, decode {progress.share('decode'):.0%}, "
+        f"engine {progress.share('infer'):.0%}"
+    )
+
+
+class _Paced:
+    """Lets through one call in a while."""
+
+    every_s: float
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Has nothing to put back."""
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.every_s
+        return True
+
+
+class Lines(_Paced):
+    """A line on standard error every ten seconds."""
+
+    every_s = _LINE_EVERY_S
+
+    def show(self, progress: Progress) -> None:
+        """Writes a line, if it is time."""
+        if self._is_time():
+            click.echo(describe(progress), err=True)
+
+    def conclude(self, summary: Summary) -> None:
+        """Writes how the job ended."""
+        click.echo(f"{summary.state}: {describe(summary.progress)} -> {summary.out}", err=True)
+
+
+class LiveLine(_Paced):
+    """A bar on the terminal that standard error is."""
+
+    every_s = _LIVE_EVERY_S
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._bar = Bar(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Takes the bar away."""
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Moves the bar, if it is time."""
+        if self._is_time():
+            self._bar.update(
+                self._task,
+                description=describe(progress),
+                completed=progress.done,
+                total=progress.total,
+            )
+
+    def conclude(self, summary: Summary) -> None:
+        """Writes how the job ended."""
+        self._bar.stop()
+        Lines().conclude(summary)
+
+
+class Events(_Paced):
+    """JSON objects on standard output, one a line, each with an `event`."""
+
+    every_s = _EVENT_EVERY_S
+
+    def show(self, progress: Progress) -> None:
+        """Writes an event `progress`, if it is time."""
+        if self._is_time():
+            self._write("progress", progress.describe())
+
+    def conclude(self, summary: Summary) -> None:
+        """Writes the event `done`, `stopped` or `failed`."""
+        self._write(summary.state, {**summary.progress.describe(), "out": summary.out})
+
+    def _write(self, event: str, facts: dict[str, object]) -> None:
+        sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+        sys.stdout.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

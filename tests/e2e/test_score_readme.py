@@ -1,0 +1,69 @@
+"""The README's section about buckets, executed against a local server that speaks S3."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+IMAGES = sorted((ROOT / "exported_models/cifar10-airbench/1/golden").glob("*.jpeg"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The file system of a local S3 with an empty bucket `photos`."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    files.mkdir("photos")
+    yield files
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_the_commands_about_buckets_score_a_folder_and_shards(bucket, tmp_path):
+    text = (ROOT / "README.md").read_text().split("\n## Score a bucket\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```\n(.*?)```", text, re.S)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in IMAGES:
+        (photos / path.name).write_bytes(path.read_bytes())
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
+            for path in IMAGES[shard::2]:
+                file.add(path, path.name)
+        bucket.put_file(str(tmp_path / f"{shard}.tar"), f"photos/shards/{shard}.tar")
+    (tmp_path / "exported_models").symlink_to(ROOT / "exported_models")
+    programs = f"{Path(sys.executable).parent}/"
+    shown = subprocess.run(
+        ["bash", "-euc", block.replace(".venv/bin/", programs)],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert f"rows    {len(IMAGES)}: {len(IMAGES)} ok" in shown.stdout
+    local = ds.dataset(tmp_path / "scores").to_table().to_pylist()
+    remote = ds.dataset("photos/scores", filesystem=bucket, format="parquet").to_table().to_pylist()
+    assert len(local) == len(remote) == len(IMAGES)
+    assert {row["model"] for row in local + remote} == {"cifar10-airbench"}
+    assert {row["bundle_digest"] for row in local} == {row["bundle_digest"] for row in remote}
