@@ -1,4 +1,4 @@
-"""The sub-commands `train`, `export`, `evaluate` and `import` of `fivecrop`.
+"""The sub-commands `train`, `export` and `import` of `fivecrop`.
 
 Found through entry points, so that serving needs none of this. PyTorch takes seconds to import:
 each command imports what it needs when it runs, and `fivecrop --help` stays instant.
@@ -225,58 +225,6 @@ def import_weights(
             request, repository, has_fp16=fp16, has_int8=int8, on_stage=_tell_stage
         )
     _print_bundle(folder, is_json)
-
-
-@click.command()
-@click.argument("bundle")
-@repository_option
-@click.option("--data", type=ANY_PATH, help="Folder or Parquet; default: the recipe's.")
-@click.option("--tta", type=click.Choice(TTA), default="none", show_default=True)
-@click.option(
-    "--average",
-    type=click.Choice(["arithmetic", "geometric"]),
-    default="arithmetic",
-    show_default=True,
-    help="How views are averaged.",
-)
-@click.option(
-    "--variant", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True
-)
-@_json_option
-def evaluate(
-    bundle: str,
-    repository: Path,
-    data: Path | None,
-    tta: TtaPolicy,
-    average: Literal["arithmetic", "geometric"],
-    variant: str,
-    is_json: bool,
-) -> None:
-    """Measure BUNDLE (a folder, or NAME[@VERSION] of the repository) through the served path."""
-    from service.bundle.repository import read_bundle, resolve, verify_files
-    from training.evaluate import evaluate_bundle
-    from training.images import load_images, validation_images
-    from training.report import describe_evaluation, format_evaluation
-
-    folder = Path(bundle)
-    if not (folder / "bundle.json").is_file():
-        folder = resolve(repository, bundle)
-    # Its parent names are part of what is checked, so "." has to become a real path.
-    found = read_bundle(folder.resolve())
-    verify_files(found)
-    if data is None:
-        images = validation_images(found.manifest)
-    else:
-        images = load_images(data, found.manifest.labels)
-    with show_progress(len(images)) as on_progress:
-        measured = evaluate_bundle(
-            found, images, precision=variant, tta=tta, average=average, on_progress=on_progress
-        )
-    if is_json:
-        document = {"bundle": found.reference, "variant": variant}
-        click.echo(json.dumps(document | describe_evaluation(measured)))
-    else:
-        click.echo(f"bundle  {found.reference} {variant}\n{format_evaluation(measured)}")
 
 
 def _print_bundle(folder: Path, is_json: bool) -> None:

@@ -44,7 +44,7 @@ def make_ensemble(
     """
     from training.combining import make_ensemble as make
 
-    candidates = [_find(member, repository) for member in members]
+    candidates = [find_candidate(member, repository) for member in members]
     dataset = _load(data, candidates[0])
     with show_progress(len(dataset) * len(candidates)) as on_progress:
         folder = make(
@@ -90,7 +90,7 @@ def tune_cascade(
     """
     from training.combining import tune_cascade as tune
 
-    candidates = _find(first, repository), _find(last, repository)
+    candidates = find_candidate(first, repository), find_candidate(last, repository)
     dataset = _load(data, candidates[0])
     with show_progress(2 * len(dataset)) as on_progress:
         folder = tune(
@@ -105,7 +105,13 @@ def tune_cascade(
     _print(folder, is_json)
 
 
-def _find(member: str, repository: Path) -> Candidate:
+def find_candidate(member: str, repository: Path) -> Candidate:
+    """Returns the bundle and the views of NAME[@VERSION][:TTA], its files verified.
+
+    Raises:
+        TrainingError: There are no such views.
+        BundleError: There is no such bundle, or it is damaged.
+    """
     from service.bundle.preprocess import is_tta_policy
     from service.bundle.repository import read_bundle, resolve, verify_files
     from training.combining import Candidate

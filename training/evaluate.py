@@ -25,10 +25,13 @@ from training.data import Dataset
 from training.errors import TrainingError
 from training.scores import (
     ClassScore,
+    MacroScore,
     ReliabilityBin,
+    brier_score,
     class_scores,
     confusion_matrix,
     expected_calibration_error,
+    macro_score,
     negative_log_likelihood,
     reliability,
     top_k_hits,
@@ -63,8 +66,10 @@ class Evaluation:
     top5: float
     top5_interval: tuple[float, float]
     nll: float
+    brier: float
     ece: float
     bins: tuple[ReliabilityBin, ...]
+    macro: MacroScore
     classes: tuple[ClassScore, ...]
     matrix: NDArray[np.int64]
 
@@ -168,6 +173,7 @@ def evaluate_scores(
     bins = reliability(probabilities, labels)
     predicted = probabilities.argmax(axis=1).astype(np.int64)
     matrix = confusion_matrix(predicted, labels, probabilities.shape[1])
+    classes = class_scores(matrix, dataset.class_names)
     return Evaluation(
         dataset=dataset.name,
         split=dataset.split,
@@ -178,11 +184,25 @@ def evaluate_scores(
         top5=top5 / images,
         top5_interval=wilson_interval(top5, images),
         nll=negative_log_likelihood(probabilities, labels),
+        brier=brier_score(probabilities, labels),
         ece=expected_calibration_error(bins),
         bins=bins,
-        classes=class_scores(matrix, dataset.class_names),
+        macro=macro_score(classes),
+        classes=classes,
         matrix=matrix,
     )
+
+
+def open_bundle(bundle: Bundle, precision: str = "fp32") -> ort.InferenceSession:
+    """Returns a session of one variant of a bundle.
+
+    Raises:
+        TrainingError: The bundle has no such variant.
+    """
+    variant = bundle.variant(precision)
+    if variant is None:
+        raise TrainingError(f"{bundle.reference} has no {precision} variant")
+    return open_session(bundle.folder / variant.file)
 
 
 def evaluate_bundle(
@@ -201,12 +221,8 @@ def evaluate_bundle(
             is refused.
     """
     check_labelled(dataset)
-    variant = bundle.variant(precision)
-    if variant is None:
-        raise TrainingError(f"{bundle.reference} has no {precision} variant")
-    session = open_session(bundle.folder / variant.file)
     scored = score_images(
-        session,
+        open_bundle(bundle, precision),
         dataset,
         bundle.manifest.preprocess,
         tta=tta,

@@ -65,6 +65,14 @@ def validation_images(manifest: Manifest) -> Dataset:
     return match_classes(load_splits(data).validation, manifest.labels)
 
 
+def sample_places(dataset: Dataset, count: int | None) -> list[int]:
+    """Returns the places of `count` images by chance, the same each time; all if None or fewer."""
+    if count is None or count >= len(dataset):
+        return list(range(len(dataset)))
+    chosen: list[int] = np.random.default_rng(0).permutation(len(dataset))[:count].tolist()
+    return sorted(chosen)
+
+
 def match_classes(dataset: Dataset, labels: Sequence[Label]) -> Dataset:
     """Returns the data set with its classes numbered as `labels`, found by name or id.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.evaluate import Evaluation
+from training.studies import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +61,31 @@ def plot_confusion(evaluation: Evaluation, path: Path) -> None:
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     text = str(matrix[row, column])
                     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+    _save(figure, path)
+
+
+def plot_study(study: Study, path: Path) -> None:
+    """Draws accuracy over what the study varies, its 95 % interval shaded, as a PNG."""
+    figure, (axes,) = _figure((5.6, 3.4))
+    places = [[point.value for point in line.points] for line in study.lines]
+    for line, place in zip(study.lines, places, strict=True):
+        shares = [point.top1 for point in line.points]
+        (drawn,) = axes.plot(place, shares, "o-", markersize=3, label=line.name or "accuracy")
+        lower, upper = zip(*(point.top1_interval for point in line.points), strict=True)
+        axes.fill_between(place, lower, upper, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    if len(study.lines) == 1 and study.name != "tta":
+        same = [point.same for point in study.lines[0].points]
+        axes.plot(places[0], same, "--", linewidth=1, label="answered as the first")
+    if study.name in ("tta", "flip"):
+        labels = [point.label for point in study.lines[0].points]
+        axes.set_xticks(places[0], labels, fontsize=8)
+    if study.name != "tta":
+        axes.set_ylim(0, 1)
+    axes.set_title(f"{study.title}, {study.images} images", fontsize=9)
+    axes.set_xlabel(study.axis)
+    axes.set_ylabel("top-1")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

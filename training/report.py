@@ -11,6 +11,7 @@ from typing import Any
 from service.bundle.manifest import Conformal, Manifest, Metrics
 from training.evaluate import Evaluation
 from training.plots import MAX_PLOTTED_CLASSES, plot_confusion, plot_reliability
+from training.studies import Study
 
 CARD_FILE = "MODEL_CARD.md"
 _LISTED_LABELS = 20
@@ -71,16 +72,34 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 def format_evaluation(evaluation: Evaluation) -> str:
     """Returns an evaluation as a few lines for a terminal."""
     (low1, high1), (low5, high5) = evaluation.top1_interval, evaluation.top5_interval
+    macro = evaluation.macro
     return "\n".join(
         [
             f"data    {evaluation.dataset} {evaluation.split}, {evaluation.images} images, "
             f"views {evaluation.tta}",
-            f"top-1   {evaluation.top1:.2%}   (95 %: {low1:.2%} to {high1:.2%})",
-            f"top-5   {evaluation.top5:.2%}   (95 %: {low5:.2%} to {high5:.2%})",
+            f"top-1   {evaluation.top1:.2%}   (95 %: {low1:.2%} to {high1:.2%}), "
+            f"error {1 - evaluation.top1:.2%}",
+            f"top-5   {evaluation.top5:.2%}   (95 %: {low5:.2%} to {high5:.2%}), "
+            f"error {1 - evaluation.top5:.2%}",
             f"NLL     {evaluation.nll:.4f}",
+            f"Brier   {evaluation.brier:.4f}",
             f"ECE     {evaluation.ece:.4f}",
+            f"macro   recall {macro.recall:.2%}, precision {macro.precision:.2%}, "
+            f"F1 {macro.f1:.2%}",
         ]
     )
+
+
+def format_study(study: Study) -> str:
+    """Returns a study as a table for a terminal."""
+    rows = [f"{study.title}, {study.images} images"]
+    for line in study.lines:
+        rows += [
+            f"  {line.name:<10} {point.label:>16}   top-1 {point.top1:>7.2%}   "
+            f"same answer {point.same:.1%}"
+            for point in line.points
+        ]
+    return "\n".join(rows)
 
 
 def _head(manifest: Manifest, notes: Sequence[str]) -> str:

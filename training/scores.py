@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,16 @@ class ClassScore:
     predicted: int
     recall: float | None
     precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacroScore:
+    """Means over the classes that have images, each counting the same; never predicted counts 0."""
+
+    recall: float
+    precision: float
+    f1: float
 
 
 def top_k_hits(probabilities: Probabilities, labels: Indices, k: int) -> NDArray[np.bool_]:
@@ -53,6 +64,13 @@ def negative_log_likelihood(probabilities: Probabilities, labels: Indices) -> fl
     """Returns the mean of -ln p(label), in nats; a probability of 0 counts as float32's least."""
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
+
+
+def brier_score(probabilities: Probabilities, labels: Indices) -> float:
+    """Returns the mean squared distance to the right answer, 0 to 2 (Brier 1950)."""
+    wrong = probabilities.astype(np.float64)
+    wrong[np.arange(len(labels)), labels] -= 1
+    return float((wrong**2).sum(axis=1).mean())
 
 
 def reliability(
@@ -105,7 +123,7 @@ def confusion_matrix(predicted: Indices, labels: Indices, classes: int) -> NDArr
 
 
 def class_scores(matrix: NDArray[np.int64], names: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    """Returns recall and precision of every class from a confusion matrix [C, C]."""
+    """Returns recall, precision and F1 of every class from a confusion matrix [C, C]."""
     rows = []
     for index, name in enumerate(names):
         hits = int(matrix[index, index])
@@ -117,6 +135,17 @@ def class_scores(matrix: NDArray[np.int64], names: tuple[str, ...]) -> tuple[Cla
                 predicted=predicted,
                 recall=hits / images if images else None,
                 precision=hits / predicted if predicted else None,
+                f1=2 * hits / (images + predicted) if images + predicted else None,
             )
         )
     return tuple(rows)
+
+
+def macro_score(classes: Sequence[ClassScore]) -> MacroScore:
+    """Returns the means over the classes, of which one or more has images."""
+    seen = [one for one in classes if one.images]
+    return MacroScore(
+        recall=sum(one.recall or 0.0 for one in seen) / len(seen),
+        precision=sum(one.precision or 0.0 for one in seen) / len(seen),
+        f1=sum(one.f1 or 0.0 for one in seen) / len(seen),
+    )

@@ -111,7 +111,7 @@ def prepare(
 def cut_views(rgb: Image.Image, preprocess: Preprocess, *, tta: TtaPolicy = "none") -> Views:
     """Returns the views of an upright RGB image, uint8 [V, H, W, 3]."""
     cuts: dict[tuple[float, Anchor], Views] = {}
-    resized = cache(lambda scale: _resize(rgb, preprocess, scale))
+    resized = cache(lambda scale: resize(rgb, preprocess, scale))
     views = []
     for view in TTA_POLICIES[tta]:
         key = view.scale, view.anchor
@@ -147,7 +147,8 @@ def _offset(view: Anchor, width: int, height: int, preprocess: Preprocess) -> tu
     return (right if view.endswith("right") else 0), (bottom if view.startswith("bottom") else 0)
 
 
-def _resize(rgb: Image.Image, preprocess: Preprocess, scale: float) -> Image.Image:
+def resize(rgb: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:
+    """Returns the image that crops are cut from; of one that it returned, that image itself."""
     size = resized_size(*rgb.size, preprocess, scale)
     filtered = _RESAMPLING[preprocess.resize.interpolation]
     resized = rgb if rgb.size == size else rgb.resize(size, filtered)
@@ -166,7 +167,7 @@ def _crop(resized: Image.Image, preprocess: Preprocess, anchor: Anchor) -> Image
 
 
 def _resize_crop(rgb: Image.Image, preprocess: Preprocess, view: View) -> Image.Image:
-    """Returns `_crop(_resize(rgb))` without computing the pixels outside the crop."""
+    """Returns `_crop(resize(rgb))` without computing the pixels outside the crop."""
     width, height = resized_size(*rgb.size, preprocess, view.scale)
     left, top = _offset(view.anchor, width, height, preprocess)
     crop = preprocess.crop

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss, log_loss, precision_recall_fscore_support
 
 from service.bundle.postprocess import top_k
 from training.scores import (
+    brier_score,
     class_scores,
     confusion_matrix,
     expected_calibration_error,
+    macro_score,
     negative_log_likelihood,
     reliability,
     top_k_hits,
@@ -72,3 +75,48 @@ def test_confusion_matrix_has_labels_in_rows_and_class_scores_follow_it():
     assert (rows[0].recall, rows[0].precision) == (0.5, 1.0)
     assert (rows[1].recall, rows[1].precision) == (1.0, pytest.approx(2 / 3))
     assert (rows[2].recall, rows[2].precision, rows[2].images) == (None, None, 0)
+
+
+@pytest.fixture
+def answers():
+    """Probabilities [400, 5] and labels [400] of four classes; the fifth is only ever predicted."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(400, 5))
+    labels = rng.integers(0, 4, 400)
+    logits[np.arange(400), labels] += 1
+    exponents = np.exp(logits)
+    return exponents / exponents.sum(axis=1, keepdims=True), labels
+
+
+def test_every_class_score_is_that_of_scikit_learn(answers):
+    probabilities, labels = answers
+    predicted = probabilities.argmax(axis=1)
+    assert (predicted == 4).any()
+    rows = class_scores(confusion_matrix(predicted, labels, 5), tuple("abcde"))
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=range(4)
+    )
+    assert [row.precision for row in rows[:4]] == pytest.approx(precision)
+    assert [row.recall for row in rows[:4]] == pytest.approx(recall)
+    assert [row.f1 for row in rows[:4]] == pytest.approx(f1)
+    assert [row.images for row in rows[:4]] == images.tolist()
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(4), average="macro")
+    macro = macro_score(rows)
+    assert (macro.precision, macro.recall, macro.f1) == pytest.approx(expected[:3])
+
+
+def test_a_class_that_is_never_predicted_counts_as_nothing_found():
+    rows = class_scores(confusion_matrix(np.array([0, 0]), np.array([0, 1]), 3), ("a", "b", "c"))
+    assert macro_score(rows).precision == pytest.approx(0.25)
+    assert rows[2].f1 is None
+
+
+def test_brier_and_nll_are_those_of_scikit_learn(answers):
+    probabilities, labels = answers
+    one_hot = np.eye(5)[labels]
+    assert brier_score(probabilities, labels) == pytest.approx(
+        brier_score_loss(one_hot, probabilities, scale_by_half=False)
+    )
+    assert negative_log_likelihood(probabilities, labels) == pytest.approx(
+        log_loss(labels, probabilities, labels=range(5))
+    )
