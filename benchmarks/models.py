@@ -40,6 +40,13 @@ _SOURCES = {
         architecture="torchvision:mobilenet_v2",
         options=("--random-weights", "--preprocess", "IMAGENET1K_V1", "--labels", str(_LABELS)),
     ),
+    "mobilenet-v2-simd": _Source(
+        architecture="torchvision:mobilenet_v2",
+        options=(
+            *("--random-weights", "--preprocess", "IMAGENET1K_V1", "--labels", str(_LABELS)),
+            *("--preprocess", "simd_resize=true"),
+        ),
+    ),
     "resnet-18": _Source(
         architecture="torchvision:resnet18",
         options=("--random-weights", "--preprocess", "IMAGENET1K_V1", "--labels", str(_LABELS)),

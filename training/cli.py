@@ -152,7 +152,7 @@ def export(
     multiple=True,
     metavar="KEY=VALUE|FILE.toml|TAG",
     help="Where it is not known or to be changed: resize=256 crop=224 interpolation=bicubic "
-    "mean=R,G,B std=R,G,B mean_255=R,G,B std_255=R,G,B policy=squash crop_only_resize=true ...",
+    "mean=R,G,B std=R,G,B mean_255=R,G,B std_255=R,G,B policy=squash simd_resize=true ...",
 )
 @click.option("--labels", type=ANY_PATH, help="Names of the classes: JSON, or one a line.")
 @click.option(

@@ -30,7 +30,7 @@ FREE_LICENCES = frozenset(
 _TORCHVISION_LICENCE = "bsd-3-clause"
 _KEYS = (
     *("policy", "resize", "interpolation", "crop", "mean", "std", "mean_255", "std_255"),
-    *("background", "crop_only_resize", "jpeg_scaled_decode"),
+    *("background", "crop_only_resize", "simd_resize", "jpeg_scaled_decode"),
 )
 _BLACK = (0, 0, 0)
 
@@ -148,6 +148,7 @@ def build_input(architecture: str, settings: Settings) -> InputRecipe:
                 ),
                 crop=Size(height=height, width=width),
                 crop_only_resize=scaled.get("crop_only_resize", False),
+                simd_resize=scaled.get("simd_resize", False),
                 jpeg_scaled_decode=scaled.get("jpeg_scaled_decode", False),
                 background=scaled.get("background", _BLACK),
             ),

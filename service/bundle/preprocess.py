@@ -16,6 +16,7 @@ from PIL import Image
 
 from service.bundle.decode import Limits, decode
 from service.bundle.manifest import Preprocess, TtaPolicy
+from service.bundle.simd_resize import resize_box
 
 Views = NDArray[np.uint8]
 Anchor = Literal[
@@ -116,7 +117,7 @@ def cut_views(rgb: Image.Image, preprocess: Preprocess, *, tta: TtaPolicy = "non
     for view in TTA_POLICIES[tta]:
         key = view.scale, view.anchor
         if key not in cuts:
-            if preprocess.crop_only_resize and preprocess.resize.policy != "longer_side_pad":
+            if _resizes_crop_only(preprocess):
                 crop = _resize_crop(rgb, preprocess, view)
             else:
                 crop = _crop(resized(view.scale), preprocess, view.anchor)
@@ -150,8 +151,13 @@ def _offset(view: Anchor, width: int, height: int, preprocess: Preprocess) -> tu
 def resize(rgb: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:
     """Returns the image that crops are cut from; of one that it returned, that image itself."""
     size = resized_size(*rgb.size, preprocess, scale)
-    filtered = _RESAMPLING[preprocess.resize.interpolation]
-    resized = rgb if rgb.size == size else rgb.resize(size, filtered)
+    interpolation = preprocess.resize.interpolation
+    if rgb.size == size:
+        resized = rgb
+    elif preprocess.simd_resize:
+        resized = resize_box(rgb, size, interpolation, (0, 0, *rgb.size))
+    else:
+        resized = rgb.resize(size, _RESAMPLING[interpolation])
     if preprocess.resize.policy != "longer_side_pad":
         return resized
     side = int(preprocess.resize.size * scale)
@@ -166,6 +172,11 @@ def _crop(resized: Image.Image, preprocess: Preprocess, anchor: Anchor) -> Image
     return resized if box == (0, 0, *resized.size) else resized.crop(box)
 
 
+def _resizes_crop_only(preprocess: Preprocess) -> bool:
+    wanted = preprocess.crop_only_resize or preprocess.simd_resize
+    return wanted and preprocess.resize.policy != "longer_side_pad"
+
+
 def _resize_crop(rgb: Image.Image, preprocess: Preprocess, view: View) -> Image.Image:
     """Returns `_crop(resize(rgb))` without computing the pixels outside the crop."""
     width, height = resized_size(*rgb.size, preprocess, view.scale)
@@ -178,5 +189,7 @@ def _resize_crop(rgb: Image.Image, preprocess: Preprocess, view: View) -> Image.
         min((left + crop.width) * across, rgb.width),
         min((top + crop.height) * down, rgb.height),
     )
-    filtered = _RESAMPLING[preprocess.resize.interpolation]
-    return rgb.resize((crop.width, crop.height), filtered, box=box)
+    size = crop.width, crop.height
+    if preprocess.simd_resize:
+        return resize_box(rgb, size, preprocess.resize.interpolation, box)
+    return rgb.resize(size, _RESAMPLING[preprocess.resize.interpolation], box=box)

@@ -233,3 +233,10 @@ def handmade_bundle(tmp_path, write_bundle) -> Path:
     with publishing(repository, "handmade") as (staging, version):
         write_bundle(staging, version=version)
     return repository / "handmade" / "1"
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_data) -> dict[str, bytes]:
+    """Ten real photographs, 75 to 700 kB."""
+    paths = sorted((shared_data / "imagenet-sample").glob("*.JPEG"))[::10]
+    return {path.name: path.read_bytes() for path in paths}

@@ -64,13 +64,6 @@ def test_crops_need_not_be_square(image_size, height, width, make_photograph, ma
     assert np.array_equal(views[0], torchvision_view(image, size, (height, width), "bilinear"))
 
 
-@pytest.fixture(scope="module")
-def photographs(shared_data) -> dict[str, bytes]:
-    """Ten real photographs, 75 to 700 kB."""
-    paths = sorted((shared_data / "imagenet-sample").glob("*.JPEG"))[::10]
-    return {path.name: path.read_bytes() for path in paths}
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_views_equal_torchvision_on_photographs(interpolation, photographs, make_preprocess):
