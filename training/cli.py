@@ -77,6 +77,40 @@ def train(
     click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
 
 
+@click.command("find-lr")
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As optim.name=sgd.")
+@click.option("--steps", type=click.IntRange(10), default=100, show_default=True)
+@click.option("--lowest", type=float, default=1e-6, show_default=True)
+@click.option("--highest", type=float, default=10.0, show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to draw.")
+@_json_option
+def find_lr(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    steps: int,
+    lowest: float,
+    highest: float,
+    plot: Path | None,
+    is_json: bool,
+) -> None:
+    """Find a learning rate for RECIPE: raise it from batch to batch and watch the loss."""
+    if not 0 < lowest < highest:
+        raise click.UsageError("--lowest must be above 0 and below --highest")
+    from training.config import load_recipe
+    from training.lr_finder import find_lr as sweep_lr
+    from training.lr_finder import plot_sweep
+
+    resolved = load_recipe(recipe, overrides)
+    sweep = sweep_lr(resolved, lowest=lowest, highest=highest, steps=steps)
+    if plot is not None:
+        plot_sweep(sweep, plot, title=f"{resolved.name}: learning rate")
+    if is_json:
+        click.echo(json.dumps({"steepest": sweep.steepest, "cautious": sweep.cautious}))
+    else:
+        click.echo(f"steepest fall {sweep.steepest:.2g}, cautious {sweep.cautious:.2g}")
+
+
 @click.command()
 @click.argument("run_dir", type=_FOLDER)
 @click.option("--name", required=True, help="Of the model in the repository.")

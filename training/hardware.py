@@ -12,6 +12,9 @@ import torch
 
 from training.errors import TrainingError
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -28,9 +31,15 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def choose_precision(
-    name: Literal["auto", "fp32", "bf16"], device: torch.device
-) -> Literal["fp32", "bf16"]:
-    """Return the precision of the forward pass; `auto` is bf16 where it is computed natively."""
+    name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> Precision:
+    """Return the precision of the forward pass; `auto` is bf16 where it is computed natively.
+
+    Raises:
+        TrainingError: fp16 was asked for without a GPU.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise TrainingError("train.precision fp16 needs a GPU; bf16 does without")
     if name != "auto":
         return name
     if device.type == "cuda":

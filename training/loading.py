@@ -39,9 +39,18 @@ def generator_of(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
-def shuffled_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch as image indices, int64 [batches, batch_size]."""
-    order = torch.randperm(images, generator=generator_of(seed, "order", epoch))
+def shuffled_batches(
+    images: int, batch_size: int, *, seed: int, epoch: int, weights: Tensor | None = None
+) -> Tensor:
+    """Return the order of an epoch as image indices, int64 [batches, batch_size].
+
+    With `weights`, float [N], images are drawn by them, each any number of times.
+    """
+    generator = generator_of(seed, "order", epoch)
+    if weights is None:
+        order = torch.randperm(images, generator=generator)
+    else:
+        order = torch.multinomial(weights, images, replacement=True, generator=generator)
     full = images // batch_size
     return order[: full * batch_size].view(full, batch_size)
 
@@ -57,6 +66,7 @@ class MemoryLoader:
         seed: of the run.
         mean: what is painted over a cut-out, RGB of 0..1.
         transform: what else is done to each image, uint8 [3, H, W] -> uint8 [3, H, W].
+        weights: to draw images by, float [N]; without them each comes once an epoch.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class MemoryLoader:
         seed: int,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         transform: Callable[[Tensor], Tensor] | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         if augment.cutout_px > min(views.shape[1:3]):
             raise TrainingError(f"augment.cutout_px {augment.cutout_px} is more than the image has")
@@ -80,12 +91,19 @@ class MemoryLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._transform = transform
+        self._weights = weights
         self._first_flips = torch.rand(len(views), generator=generator_of(seed, "flip")) < 0.5
         self.batches_per_epoch = len(views) // batch_size
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0."""
-        order = shuffled_batches(len(self._labels), self._batch_size, seed=self._seed, epoch=epoch)
+        order = shuffled_batches(
+            len(self._labels),
+            self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            weights=self._weights,
+        )
         for number, indices in enumerate(order):
             chance = generator_of(self._seed, "augment", epoch, number)
             flips = self._draw_flips(indices, epoch, chance)

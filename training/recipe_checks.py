@@ -2,12 +2,13 @@
 
 from training.errors import TrainingError
 from training.recipe import Recipe
-from training.recipe_training import AugmentRecipe
+from training.recipe_training import AugmentRecipe, OptimRecipe
 
 
 def check_settings_have_effect(recipe: Recipe, origin: str) -> None:
     """Refuse what the run would pass over in silence."""
     _check_augmentation(recipe, origin)
+    _check_optimiser(recipe, origin)
     data = recipe.data
     needed = {"parquet": ("train", "classes"), "folder": ("train",), "digits": ()}
     useless = {"parquet": (), "folder": ("classes",), "digits": ("train", "validation", "classes")}
@@ -50,3 +51,25 @@ def _check_augmentation(recipe: Recipe, origin: str) -> None:
         augment.mixup_alpha or augment.cutmix_alpha
     ):
         raise TrainingError(f"{origin}: augment.mix_probability needs mixup_alpha or cutmix_alpha")
+
+
+def _check_optimiser(recipe: Recipe, origin: str) -> None:
+    optim = recipe.optim
+    plain = OptimRecipe(lr=optim.lr)
+    owners = {
+        "betas": optim.name == "adamw",
+        "rmsprop_decay": optim.name == "rmsprop",
+        "eps": optim.name != "sgd",
+        "milestones": optim.schedule == "step",
+        "step_factor": optim.schedule == "step",
+        "low_momentum": optim.schedule == "one_cycle",
+    }
+    for key, is_used in owners.items():
+        if not is_used and getattr(optim, key) != getattr(plain, key):
+            told = f'optim.name = "{optim.name}", optim.schedule = "{optim.schedule}"'
+            raise TrainingError(f"{origin}: optim.{key} does nothing with {told}")
+    if list(optim.milestones) != sorted(set(optim.milestones)):
+        raise TrainingError(f"{origin}: optim.milestones must rise")
+    epochs = [epoch for epoch, _ in recipe.train.size_schedule]
+    if epochs != sorted(set(epochs)):
+        raise TrainingError(f"{origin}: the epochs of train.size_schedule must rise")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from training.recipe_fields import STRICT, Fraction, NonNegative, Positive, PositiveInt
+from training.recipe_fields import STRICT, Fraction, NonNegative, Positive, PositiveInt, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -67,21 +67,34 @@ class AugmentRecipe:
 class OptimRecipe:
     """The optimiser and its learning rate over time (for a loss averaged over the batch)."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     lr: Positive
+    # Of sgd and rmsprop.
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     is_nesterov: bool = True
+    # Decay of AdamW's mean gradient and mean square, of rmsprop's mean square.
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    rmsprop_decay: Share = 0.99
+    # Added to the root of the mean square.
+    eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     # Biases and normalisation weights are usually left out of the decay.
     is_decay_on_biases: bool = False
     # Multiplies the learning rate of batch normalisation's biases and divides their weight decay.
     norm_bias_lr_scale: Positive = 1.0
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    # Share of all steps spent rising linearly from start_factor x lr to lr ...
+    # Each layer learns this much slower than the one behind it: 0.75 when fine-tuning.
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    schedule: Literal["constant", "linear", "cosine", "step", "one_cycle"] = "cosine"
+    # Share of all steps spent rising linearly (one_cycle: as a cosine) from start_factor x lr to lr
     warmup_fraction: Fraction = 0.05
     start_factor: Fraction = 0.0
     # ... and the share of lr that the fall ends at.
     end_factor: Fraction = 0.0
+    # step: after each of these shares of all steps the rate is multiplied by `step_factor`.
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    # one_cycle: momentum (AdamW: the first beta) falls to this while the rate is high.
+    low_momentum: Share | None = None
     clip_grad_norm: Positive | None = None
 
 
@@ -101,10 +114,27 @@ class TrainRecipe:
     """The length of the run and how a step is computed."""
 
     epochs: Positive
+    # Images a step, over all processes and parts.
     batch_size: PositiveInt
+    # Parts that a batch is computed in, to need less memory: gradient accumulation.
+    accumulation_parts: PositiveInt = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # auto: bf16 where the processor has instructions for it, else fp32.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # For classes of different sizes. class_weights: losses are weighted by the inverse of the
+    # class's size. logit_adjustment: arXiv 2007.07314. balanced_sampling: all classes are shown
+    # equally often, images of small ones repeatedly.
+    imbalance: Literal["none", "class_weights", "logit_adjustment", "balanced_sampling"] = "none"
+    # Progressive resizing: [epoch, shorter side in pixels] from which epoch on images are shrunk
+    # to that side; sides of 0 are full size. The validation is always at full size.
+    size_schedule: tuple[tuple[NonNegative, Annotated[int, Field(ge=0)]], ...] = ()
+    # auto: bf16 where the processor has instructions for it, else fp32. fp16 scales its gradients
+    # and needs a GPU.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # oneDNN and cuDNN convolve faster so.
+    is_channels_last: bool = True
+    # torch.compile: minutes at the start, which long runs on a GPU earn back.
+    is_compiled: bool = False
+    # Activations inside the stages are computed again in the backward pass, to need less memory.
+    is_gradient_checkpointing_on: bool = False
     # Parameter name -> epochs it is trained for; afterwards it stays as it is.
     freeze_after_epochs: Mapping[str, NonNegative] = Field(default_factory=dict)
     checkpoint_every_epochs: PositiveInt = 1

@@ -16,6 +16,7 @@ from training.augment import build_augmentation, principal_colours
 from training.config import Recipe
 from training.data import Dataset, decode_views
 from training.errors import TrainingError
+from training.imbalance import sampling_weights
 from training.loading import Batch, seed_of, shuffled_batches
 
 _EVALUATION_BATCH = 64
@@ -31,11 +32,19 @@ class StreamLoader:
         self._batch_size = recipe.train.batch_size
         self._seed = recipe.seed
         self._workers = recipe.data.decode_workers
+        is_balanced = recipe.train.imbalance == "balanced_sampling"
+        self._weights = sampling_weights(dataset) if is_balanced else None
         self.batches_per_epoch = len(dataset) // self._batch_size
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0."""
-        order = shuffled_batches(len(self._images), self._batch_size, seed=self._seed, epoch=epoch)
+        order = shuffled_batches(
+            len(self._images),
+            self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            weights=self._weights,
+        )
         loader = DataLoader(
             self._images,
             batch_sampler=[[(epoch, index) for index in batch] for batch in order.tolist()],

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,27 +38,30 @@ from training.config import Recipe, TrainRecipe, dump_recipe, load_recipe
 from training.curves import plot_curves, read_history
 from training.data import Dataset, Splits, decode_views, load_splits
 from training.errors import TrainingError
+from training.gradient_checkpointing import checkpoint_gradients
 from training.hardware import (
+    AUTOCAST,
+    Precision,
     choose_device,
     choose_precision,
     cpu_threads,
     describe_hardware,
     library_versions,
 )
+from training.imbalance import sampling_weights
 from training.loading import Batch, Loader, MemoryLoader, split_views
 from training.mixing import Mixing
 from training.models.airbench import Airbench
 from training.models.auxiliary import logits_for_training
 from training.models.normalise import Normalise
 from training.models.registry import build_model
-from training.optim import build_optimizer, lr_factor, set_lr
+from training.objective import Objective
+from training.optim import build_optimizer, lr_factor, momentum_at, set_lr, set_momentum
 from training.progress import TrainingProgress
 from training.streaming import StreamedViews, StreamLoader
 
 # Enough 2x2 patches for their covariance (arXiv 2404.00498, section 3.1).
 _WHITENING_IMAGES = 5000
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,8 @@ def train(
     """
     _open_run_dir(recipe, run_dir, is_resumed=resume)
     with cpu_threads(recipe.train.cpu_threads):
-        session = _open_session(recipe, run_dir, choose_device(device), on_step)
+        session = open_session(recipe, run_dir, choose_device(device), on_step)
+        save_json(run_dir / "run.json", session.facts)
         if resume:
             session.restore()
         with TrainingProgress(
@@ -133,27 +137,31 @@ def train(
     return run_dir
 
 
-def _open_session(
+def open_session(
     recipe: Recipe,
     run_dir: Path,
     target: torch.device,
-    on_step: Callable[[int], None] | None,
-) -> "_Session":
-    """Read the data and make everything as it is before the first step."""
+    on_step: Callable[[int], None] | None = None,
+) -> "Session":
+    """Read the data and make everything as it is before the first step; nothing is written."""
     precision = choose_precision(recipe.train.precision, target)
     splits = load_splits(recipe.data)
-    save_json(run_dir / "run.json", _facts(splits, target, precision))
     loader = build_loader(recipe, splits.train)
     total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
 
+    classes = len(splits.train.class_names)
     torch.manual_seed(recipe.seed)
     net = _build_net(recipe, splits.train).to(target)
-    net = net.to(memory_format=torch.channels_last)  # oneDNN and cuDNN are faster so
-    return _Session(
+    if recipe.train.is_channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if recipe.train.is_gradient_checkpointing_on:
+        checkpoint_gradients(net)
+    return Session(
         recipe=recipe,
         run_dir=run_dir,
         target=target,
         precision=precision,
+        facts=_facts(splits, target, precision),
         loader=loader,
         total_steps=total_steps,
         validation=_validation_batches(recipe, splits.validation),
@@ -161,19 +169,25 @@ def _open_session(
         normalise=Normalise(recipe.input.normalisation).to(target),
         optimizer=build_optimizer(recipe.optim, net),
         average=WeightAverage(recipe.average, net, total_steps),
-        mixing=Mixing(recipe.augment, classes=len(splits.train.class_names), seed=recipe.seed),
+        mixing=Mixing(recipe.augment, classes=classes, seed=recipe.seed),
+        objective=Objective(recipe.train, splits.train.labels, classes, target),
+        scaler=torch.amp.GradScaler(target.type, enabled=precision == "fp16"),
+        compute=torch.compile(logits_for_training)
+        if recipe.train.is_compiled
+        else logits_for_training,
         on_step=on_step,
     )
 
 
 @dataclass(slots=True, kw_only=True)
-class _Session:
+class Session:
     """Everything that changes during a run, and what changes it."""
 
     recipe: Recipe
     run_dir: Path
     target: torch.device
     precision: Precision
+    facts: Mapping[str, Any]
     loader: Loader
     total_steps: int
     validation: Iterable[Batch]
@@ -182,6 +196,9 @@ class _Session:
     optimizer: torch.optim.Optimizer
     average: WeightAverage
     mixing: Mixing
+    objective: Objective
+    scaler: torch.amp.GradScaler
+    compute: Callable[[nn.Module, Tensor], tuple[Tensor, list[tuple[float, Tensor]]]]
     on_step: Callable[[int], None] | None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -202,32 +219,52 @@ class _Session:
     def train_step(self, views: Tensor, labels: Tensor) -> tuple[float, int]:
         """Return the mean loss of the batch and how many of its images were told right."""
         recipe = self.recipe
-        set_lr(self.optimizer, lr_factor(recipe.optim, self.step, self.total_steps))
-        freeze(self.net, recipe.train, epochs=self.step / self.loader.batches_per_epoch)
+        epochs = self.step / self.loader.batches_per_epoch
+        set_lr(self.optimizer, self.lr_factor_at(self.step))
+        momentum = momentum_at(recipe.optim, self.step, self.total_steps)
+        if momentum is not None:
+            set_momentum(self.optimizer, momentum)
+        freeze(self.net, recipe.train, epochs=epochs)
 
-        with torch.autocast(self.target.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            images, targets = self.mixing.mix(self.normalise(views), labels, self.step)
-            logits, auxiliary = logits_for_training(self.net, images)
-        smoothing = recipe.train.label_smoothing
-        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        total = loss
-        for weight, other in auxiliary:
-            total = total + weight * functional.cross_entropy(
-                other.float(), targets, label_smoothing=smoothing
-            )
+        images = shrink(self.normalise(views), side_at(recipe.train.size_schedule, epochs))
+        images, targets = self.mixing.mix(images, labels, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        loss, right = 0.0, 0
+        for part in torch.arange(len(labels)).tensor_split(recipe.train.accumulation_parts):
+            share, some = len(part) / len(labels), slice(int(part[0]), int(part[-1]) + 1)
+            part_loss, part_right = self.backward(images[some], targets[some], labels[some], share)
+            loss, right = loss + share * part_loss, right + part_right
+        self.scaler.unscale_(self.optimizer)
         if recipe.optim.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.optim.clip_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
         self.step += 1
         self.average.update(self.net, self.step)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"the loss became {loss.item()} at step {self.step}; try a lower lr"
-            )
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss became {loss} at step {self.step}; try a lower lr")
+        return loss, right
+
+    def backward(
+        self, images: Tensor, targets: Tensor, labels: Tensor, share: float
+    ) -> tuple[float, int]:
+        """Add the gradients of a part of a batch; return its mean loss and right answers."""
+        with torch.autocast(
+            self.target.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"
+        ):
+            logits, auxiliary = self.compute(self.net, images)
+        loss = self.objective(logits, targets)
+        total = loss
+        for weight, other in auxiliary:
+            total = total + weight * self.objective(other, targets)
+        scaled: Any = self.scaler.scale(total * share)
+        scaled.backward()
         return loss.item(), int((logits.argmax(dim=1) == labels).sum())
+
+    def lr_factor_at(self, step: int) -> float:
+        """Return the share of the peak learning rate at `step`, counted from 0."""
+        return lr_factor(self.recipe.optim, step, self.total_steps)
 
     def finish_epoch(self, tally: "_Tally", progress: TrainingProgress) -> None:
         """Evaluate, record, and leave a checkpoint where one is due."""
@@ -242,7 +279,7 @@ class _Session:
             {
                 "epoch": self.step / self.loader.batches_per_epoch,
                 "step": self.step,
-                "lr_factor": lr_factor(self.recipe.optim, self.step - 1, self.total_steps),
+                "lr_factor": self.lr_factor_at(self.step - 1),
                 "train_loss": tally.loss,
                 "train_top1": tally.top1,
                 "validation_loss": measured.loss,
@@ -286,11 +323,8 @@ class _Session:
         is_flip_averaged: bool = False,
     ) -> Evaluation:
         """Measure `weights` on the validation views, in the precision of training by default."""
-        with torch.autocast(
-            self.target.type,
-            torch.bfloat16,
-            enabled=(self.precision if precision is None else precision) == "bf16",
-        ):
+        used = self.precision if precision is None else precision
+        with torch.autocast(self.target.type, AUTOCAST[used], enabled=used != "fp32"):
             return evaluate_views(
                 self.net,
                 self.normalise,
@@ -308,6 +342,7 @@ class _Session:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.slow,
+            "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -323,12 +358,17 @@ class _Session:
         self.optimizer.load_state_dict(state["optimizer"])
         for key, value in self.average.slow.items():
             value.copy_(state["average"][key])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         self.step = state["step"]
         history = read_history(self.run_dir / "history.jsonl")
         self.history = [record for record in history if record["step"] <= self.step]
+
+
+class DivergedError(TrainingError):
+    """The loss is infinite or no number."""
 
 
 class _Tally:
@@ -415,6 +455,20 @@ def load_run(run_dir: Path, *, checkpoint: Literal["last", "best"] = "last") -> 
     return TrainedRun(recipe=recipe, net=net.eval(), class_names=class_names, facts=facts)
 
 
+def side_at(schedule: Sequence[tuple[float, int]], epochs: float) -> int:
+    """Return the shorter side, in pixels, that images are shrunk to after `epochs`; 0 is none."""
+    return next((side for epoch, side in reversed(schedule) if epochs >= epoch), 0)
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Return float [B, 3, H, W] with the shorter of both sides `side` long; 0 leaves it."""
+    shorter = min(images.shape[2:])
+    if side in (0, shorter):
+        return images
+    size = [round(length * side / shorter) for length in images.shape[2:]]
+    return functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
 def freeze(net: nn.Module, recipe: TrainRecipe, *, epochs: float) -> None:
     """Stop the training of parameters whose time is over after `epochs`."""
     for name, limit in recipe.freeze_after_epochs.items():
@@ -471,6 +525,9 @@ def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
         seed=recipe.seed,
         mean=recipe.input.normalisation.mean,
         transform=build_augmentation(recipe.augment, recipe.input.normalisation, colours),
+        weights=(
+            sampling_weights(dataset) if recipe.train.imbalance == "balanced_sampling" else None
+        ),
     )
 
 

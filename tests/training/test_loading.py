@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from training.config import AugmentRecipe
+from training.data import Dataset
 from training.errors import TrainingError
+from training.imbalance import sampling_weights
 from training.loading import MemoryLoader, split_views
 
 COUNT, SIZE = 40, 6
@@ -120,3 +122,19 @@ def test_evaluation_batches_keep_the_order_and_the_rest():
     batches = split_views(views, np.arange(5), batch_size=2)
     assert [len(labels) for _, labels in batches] == [2, 2, 1]
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_balanced_sampling_shows_all_classes_equally_often(views):
+    labels = torch.tensor([0] * 36 + [1] * 4)
+    dataset = Dataset(
+        name="few",
+        split="train",
+        images=[b""] * COUNT,
+        labels=labels.numpy(),
+        class_names=("a", "b"),
+    )
+    weights = sampling_weights(dataset)
+    loader = MemoryLoader(views, labels, AugmentRecipe(), batch_size=8, seed=0, weights=weights)
+    shown = torch.cat([read_epoch(loader, epoch)[1] for epoch in range(20)])
+    assert 0.45 < float((shown == 1).float().mean()) < 0.55
+    assert torch.equal(read_epoch(loader, 3)[1], read_epoch(loader, 3)[1])
