@@ -32,6 +32,7 @@ class Options:
         priority: `high`, `normal` or `low`.
         embedding: Ask for the features that the classifier reads.
         coverage: Ask for the set of labels that holds the right one with this probability.
+        has_views: Ask for pictures of the views, as the network saw them.
     """
 
     model: str | None = None
@@ -41,6 +42,7 @@ class Options:
     priority: str = Priority.NORMAL
     coverage: float | None = None
     embedding: bool = False
+    has_views: bool = False
 
     def check(self, default_timeout_ms: float) -> tuple[TtaPolicy, float]:
         """Returns the policy and the seconds until the deadline.
@@ -116,6 +118,7 @@ class Classification:
         batch_views: Views in the batch it ran in.
         timings: Where the time went.
         members: Of an ensemble or cascade, those that ran, in their order.
+        view_pngs: A PNG of each view, when asked for; of an ensemble, its first member's.
     """
 
     model: str
@@ -133,6 +136,7 @@ class Classification:
     batch_views: int
     timings: Timings
     members: tuple[MemberAnswer, ...] = ()
+    view_pngs: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Never, cast
 
 from service.batcher import Batcher
 from service.bundle.decode_cost import estimate_decode_s
+from service.bundle.heatmap import draw_views
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views, prepare
@@ -200,6 +202,10 @@ class Classifier:
         job, outcome = await dispatch(self._batcher, draft, self._allowances)
         resumed_at = time.monotonic()
         result = self._conclude(model, outcome, options, level, start)
+        if options.has_views:
+            # Some milliseconds each, which the event loop does not have.
+            pngs = await asyncio.to_thread(draw_views, outcome.prepared.views)
+            result = replace(result, view_pngs=pngs)
         if self._tracing is not None:
             self._trace(self._tracing, job, result, resumed_at)
         return result

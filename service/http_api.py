@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
@@ -23,6 +22,7 @@ from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
 from service.http_explain import HttpExplain
 from service.http_open_inference import HttpOpenInference
 from service.http_options import read_options, refuse_query
+from service.http_pages import fixed, page_routes
 from service.http_results import (
     answer_labels,
     answer_model,
@@ -44,13 +44,6 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 __all__ = ["STATUS", "build_http_app"]
-
-# The pages run nothing but their own script and reach nothing but this service.
-_PAGE_POLICY: Final = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_PAGE_HEADERS: Final = ((b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 
 
 def build_http_app(
@@ -77,7 +70,7 @@ def build_http_app(
     )
     routes = [*api.routes(), *open_inference.routes()]
     if client_schema is not None:
-        routes.append(_fixed("/schema.json", Answer(body=encode_json(client_schema))))
+        routes.append(fixed("/schema.json", Answer(body=encode_json(client_schema))))
     router = Router(routes, redirect_slashes=False, default=_refuse_unknown_path)
     return HttpEdge(
         router,
@@ -108,7 +101,6 @@ class HttpApi:
 
     def routes(self) -> list[Route]:
         """Returns the table of routes; those for people stay out of the OpenAPI document."""
-        pages = Path(__file__).parent / "web"
         admin = [] if self._admin is None else self._admin.routes()
         return [
             *admin,
@@ -124,10 +116,7 @@ class HttpApi:
             _get("/metrics", self.render_metrics, Access.METRICS),
             *DebugApi(self._settings).routes(),
             _get("/openapi.json", self.show_openapi, Access.OPEN),
-            _get("/", _redirect_to_docs, Access.OPEN, is_page=True),
-            _page("/docs", pages / "docs.html", b"text/html; charset=utf-8"),
-            _page("/docs.css", pages / "docs.css", b"text/css; charset=utf-8"),
-            _page("/docs.js", pages / "docs.js", b"text/javascript; charset=utf-8"),
+            *page_routes(self._settings),
         ]
 
     def _drop_ins(self) -> list[Route]:
@@ -216,33 +205,9 @@ class HttpApi:
         return self._openapi
 
 
-def _get(path: str, answer: Handler, access: Access, *, is_page: bool = False) -> Route:
+def _get(path: str, answer: Handler, access: Access) -> Route:
     # Starlette takes an endpoint that is no function to answer every method, unless told.
-    return Route(path, Endpoint(answer, access), methods=["GET"], include_in_schema=not is_page)
-
-
-def _page(path: str, file: Path, media_type: bytes) -> Route:
-    page = Answer(
-        body=file.read_bytes(),
-        media_type=media_type,
-        headers=_PAGE_HEADERS,
-        content_policy=_PAGE_POLICY,
-    )
-    return _fixed(path, page)
-
-
-def _fixed(path: str, answer: Answer) -> Route:
-    """Returns the route of what is the same for everybody; it stays out of the OpenAPI document."""
-
-    async def show(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001
-        return answer
-
-    return _get(path, show, Access.OPEN, is_page=True)
-
-
-async def _redirect_to_docs(scope: Scope, receive: Receive) -> Answer:  # noqa: ARG001
-    # Relative, so that it holds wherever this application is mounted.
-    return Answer(body=b"", status=307, headers=((b"location", b"docs"),))
+    return Route(path, Endpoint(answer, access), methods=["GET"])
 
 
 async def _refuse_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:

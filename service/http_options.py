@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from service.classification import ExplainOptions, Options
 from service.errors import ErrorCode, RequestError
 
-NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage", "embedding"})
+NAMES: Final = frozenset({"model", "top_k", "tta", "priority", "coverage", "embedding", "views"})
 EXPLAIN_NAMES: Final = frozenset({"model", "index", "method"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
@@ -53,9 +53,9 @@ def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
             raise _invalid("coverage is not a number such as 0.9")
         given["coverage"] = float(given["coverage"])
     if "embedding" in given:
-        if given["embedding"] not in ("true", "false"):
-            raise _invalid("embedding is true or false")
-        given["embedding"] = given["embedding"] == "true"
+        given["embedding"] = _read_boolean("embedding", given["embedding"])
+    if "views" in given:
+        given["has_views"] = _read_boolean("views", given.pop("views"))
     _read_timeout(headers, given)
     return Options(**given)
 
@@ -64,6 +64,12 @@ def _read_integer(name: str, text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise _invalid(f"{name} is not a whole number")
     return int(text)
+
+
+def _read_boolean(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise _invalid(f"{name} is true or false")
+    return text == "true"
 
 
 def _read_timeout(headers: Mapping[bytes, bytes], given: dict[str, Any]) -> None:

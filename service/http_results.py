@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 
 from service import http_schema
@@ -126,6 +127,8 @@ def _tell(result: Classification) -> http_schema.Outcome:
         ]
     if result.embedding is not None:
         outcome["embedding"] = result.embedding.tolist()
+    if result.view_pngs:
+        outcome["views"] = [b64encode(png).decode("ascii") for png in result.view_pngs]
     return outcome
 
 

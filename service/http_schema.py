@@ -102,6 +102,12 @@ class Outcome(TypedDict):
     embedding: NotRequired[
         Annotated[list[float], Field(description="When asked for: what the classifier reads.")]
     ]
+    views: NotRequired[
+        Annotated[
+            list[str],
+            Field(description="When asked for: a PNG in base64 of each view that the network saw."),
+        ]
+    ]
     image: ImageInfo
     batch_views: Annotated[int, Field(ge=1, description="Views in the batch that it ran in.")]
 

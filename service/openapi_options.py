@@ -52,6 +52,12 @@ def describe_options(settings: Settings) -> list[Document]:
             {"type": "boolean", "default": False},
         ),
         describe_parameter(
+            "views",
+            "query",
+            "Also return a picture of each view that the network saw, cropped and upright.",
+            {"type": "boolean", "default": False},
+        ),
+        describe_parameter(
             "X-Request-Id",
             "header",
             "Echoed, and written to the log; one that is not [A-Za-z0-9._-]{1,64} is replaced.",

@@ -155,6 +155,7 @@ def _count_bytes(answer: Classification) -> int:
     arrays = answer.probabilities.nbytes
     if answer.embedding is not None:
         arrays += answer.embedding.nbytes
+    arrays += sum(map(len, answer.view_pngs))
     shown = len(answer.predictions)
     if answer.label_set is not None:
         shown += len(answer.label_set.predictions)

@@ -246,6 +246,7 @@ class Settings(BaseSettings):
         False, description="Also answer Amazon SageMaker: /ping and /invocations."
     )
 
+    playground: bool = Field(True, description="Answer / with a page to try the models in.")
     response_cache_bytes: int = Field(
         0, ge=0, description="Answers remembered in each worker, in bytes; 0 remembers none."
     )

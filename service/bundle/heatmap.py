@@ -82,8 +82,17 @@ def draw_overlay(view: NDArray[np.uint8], evidence: Grid) -> bytes:
     grey = np.asarray(picture.convert("L"), np.float32)[:, :, None]
     opacity = _STRONGEST * np.sqrt(share)[:, :, None]
     blended = grey * (1 - opacity) + colour * opacity
+    return _encode_png(blended.round().astype(np.uint8))
+
+
+def draw_views(views: Views) -> tuple[bytes, ...]:
+    """Returns a PNG of each view, pixel for pixel."""
+    return tuple(map(_encode_png, views))
+
+
+def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(blended.round().astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from service import http_pages
 from service.access import CALLER, Access, AccessControl
 from service.api_keys import KeyFile, KeyRing, KeyScope, make_key, write_keys
 from service.http_api import build_http_app
@@ -22,11 +24,15 @@ from service.proto import image_classifier_pb2 as messages
 from service.proto import rpc_status_pb2
 from service.proto.image_classifier_pb2_grpc import ImageClassifierStub
 
+WEB = Path(http_pages.__file__).parent / "web"
+
 # Open on purpose: probes have no keys, browsers send none for a page, and what the API is like is
 # no secret. Nothing else may be.
 OPEN_PATHS = {
     *("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"),
     *("/", "/docs", "/docs.css", "/docs.js", "/openapi.json", "/schema.json"),
+    *("/playground.json", "/mark.svg"),
+    *(f"/playground/{path.name}" for path in (WEB / "playground").iterdir()),
 }
 OPEN_RPCS = {
     "/grpc.health.v1.Health/Check",

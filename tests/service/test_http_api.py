@@ -397,25 +397,6 @@ async def test_metrics_count_requests_by_template_and_code(http_client, stub_cla
     assert 'fivecrop_inflight_requests{transport="http"} 0.0' in scrape.text
 
 
-async def test_the_front_page_leads_to_the_docs(http_client):
-    response = await http_client.get("/", follow_redirects=True)
-    assert response.url.path == "/docs"
-    assert "text/html" in response.headers["content-type"]
-
-
-async def test_the_docs_reach_nothing_but_this_service(http_client):
-    for path in ("/docs", "/docs.css", "/docs.js"):
-        response = await http_client.get(path)
-        assert response.status_code == 200
-        assert "default-src 'none'" in response.headers["content-security-policy"]
-        assert "http://" not in response.text
-        assert "https://" not in response.text
-        assert "innerHTML" not in response.text
-    page = (await http_client.get("/docs")).text
-    assert "<script>" not in page
-    assert "style=" not in page
-
-
 # ---- the contract ----
 
 

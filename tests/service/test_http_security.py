@@ -70,14 +70,14 @@ async def test_a_page_of_an_allowed_origin_may(ask_from_a_page, origins, is_allo
 
 
 async def test_every_answer_forbids_to_sniff_frame_or_run_it(http_client):
-    for path in ("/v1/models", "/nowhere", "/docs", "/docs.js", "/metrics", "/livez"):
+    for path in ("/v1/models", "/nowhere", "/", "/docs", "/docs.js", "/metrics", "/livez"):
         headers = (await http_client.get(path)).headers
         assert headers["x-content-type-options"] == "nosniff", path
         policy = headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; "), path
         assert "frame-ancestors 'none'" in policy, path
         assert "unsafe" not in policy, path
-        if path.startswith("/docs"):
+        if path == "/" or path.startswith("/docs"):
             assert headers["referrer-policy"] == "no-referrer"
             assert headers["x-frame-options"] == "DENY"
 
