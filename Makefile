@@ -15,10 +15,10 @@ SEED ?= 0
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup fmt check test e2e serve train export bench lock clean
+.PHONY: help setup fmt check test e2e e2e-browser serve train export bench lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 $(VENV)/.tools: requirements/tools.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fivecrop needs Python 3.11 or newer")'
@@ -54,12 +54,16 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 	$(BIN)/python scripts/write-settings-table --check
 	$(BIN)/mypy
 
-test: $(VENV)/.dev ## run the tests that start no server and train no model
-	$(BIN)/pytest -m "not e2e"
+test: $(VENV)/.dev ## run the tests that start no server, train no model and open no browser
+	$(BIN)/pytest -m "not e2e and not browser"
 
 e2e: $(VENV)/.dev $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
 	$(BIN)/pytest -m e2e
+
+e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
+	scripts/install-system-packages.sh chromium
+	$(BIN)/pytest -m browser
 
 serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
 	$(BIN)/fivecrop serve

@@ -200,6 +200,7 @@ class ModelDescription:
     """What clients and operators may know about a served model.
 
     `kind` is `bundle`, `ensemble` or `cascade`; the latter two have `members`, as NAME@VERSION.
+    `card` is the model card in Markdown, if there is one.
     """
 
     name: str
@@ -221,3 +222,4 @@ class ModelDescription:
     version_labels: tuple[str, ...] = ()
     kind: str = "bundle"
     members: tuple[str, ...] = ()
+    card: str | None = None

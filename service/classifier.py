@@ -203,7 +203,6 @@ class Classifier:
         resumed_at = time.monotonic()
         result = self._conclude(model, outcome, options, level, start)
         if options.has_views:
-            # Some milliseconds each, which the event loop does not have.
             pngs = await asyncio.to_thread(draw_views, outcome.prepared.views)
             result = replace(result, view_pngs=pngs)
         if self._tracing is not None:

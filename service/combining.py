@@ -285,6 +285,7 @@ class CombiningClassifier(Classifier):
             memory_bytes=0,
             kind=manifest.kind,
             members=tuple(member.model for member in manifest.members),
+            card=None,
         )
 
 

@@ -24,6 +24,7 @@ from service.http_open_inference import HttpOpenInference
 from service.http_options import read_options, refuse_query
 from service.http_pages import fixed, page_routes
 from service.http_results import (
+    answer_card,
     answer_labels,
     answer_model,
     answer_models,
@@ -110,6 +111,7 @@ class HttpApi:
             _get("/v1/models", self.list_models, Access.INFER),
             _get("/v1/models/{name}", self.show_model, Access.INFER),
             _get("/v1/models/{name}/labels", self.show_labels, Access.INFER),
+            _get("/v1/models/{name}/card", self.show_card, Access.INFER),
             # Probes have no keys, and a browser sends none when it opens a page.
             _get("/livez", self.tell_alive, Access.OPEN),
             _get("/readyz", self.tell_ready, Access.OPEN),
@@ -179,6 +181,11 @@ class HttpApi:
         refuse_query(scope["query_string"])
         model = self._classifier.describe_model(scope["path_params"]["name"])
         return answer_labels(model)
+
+    async def show_card(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
+        """Answers with the model card of one model."""
+        refuse_query(scope["query_string"])
+        return answer_card(self._classifier.describe_model(scope["path_params"]["name"]))
 
     async def tell_alive(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
         """Answers whenever the event loop runs; it says nothing of models, on purpose."""

@@ -9,7 +9,7 @@ from service import http_schema
 from service.bundle.manifest import DecisionReference
 from service.bundle.postprocess import Prediction
 from service.classifier import Classification, ModelDescription, Timings
-from service.errors import RequestError
+from service.errors import ErrorCode, RequestError
 from service.http_answer import STATUS, Answer, encode_json
 from service.models import Unavailable
 
@@ -39,6 +39,17 @@ def answer_labels(model: ModelDescription) -> Answer:
         "labels": list(model.labels),
     }
     return Answer(body=encode_json(document))
+
+
+def answer_card(model: ModelDescription) -> Answer:
+    """Returns the answer that is the model card of one model.
+
+    Raises:
+        RequestError: `not_found`: it has none.
+    """
+    if model.card is None:
+        raise RequestError(ErrorCode.NOT_FOUND, "this model has no card")
+    return Answer(body=model.card.encode(), media_type=b"text/markdown; charset=utf-8")
 
 
 def answer_single(result: Classification, request_id: str) -> Answer:

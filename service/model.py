@@ -12,7 +12,7 @@ from service.bundle.decision import Decider
 from service.bundle.decode import Limits
 from service.bundle.manifest import Variant
 from service.bundle.preprocess import prepare
-from service.bundle.repository import Bundle, read_golden, verify_files
+from service.bundle.repository import Bundle, read_card, read_golden, verify_files
 from service.drift import Drift
 from service.engine import Engine, Provider, has_provider
 from service.errors import BundleError, ErrorCode, ProviderError, RequestError
@@ -39,6 +39,7 @@ class Model:
         drift: How far its latest answers are from validation; None if its bundle does not know.
         load: What tells this load from any other, be it of the same bundle.
         memory_bytes: What it is counted with against the memory budget.
+        card: Its model card, in Markdown.
     """
 
     bundle: Bundle
@@ -47,6 +48,7 @@ class Model:
     lane: Lane
     labels: tuple[str, ...]
     memory_bytes: int = 0
+    card: str | None = None
     decider: Decider = field(init=False)
     drift: Drift | None = field(init=False)
     load: object = field(init=False, default_factory=object)
@@ -140,6 +142,7 @@ def load_model(
         ),
         labels=tuple(label.name for label in bundle.manifest.labels),
         memory_bytes=estimate_memory(bundle, variant, max_batch_views),
+        card=read_card(bundle),
     )
 
 

@@ -135,4 +135,5 @@ class Models:
             decision=manifest.decision,
             memory_bytes=model.memory_bytes,
             version_labels=self.version_labels(model),
+            card=model.card,
         )

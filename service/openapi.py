@@ -159,6 +159,14 @@ def _own_paths(settings: Settings) -> Document:
             parameters=name,
             codes=_MODEL_CODES,
         ),
+        "/v1/models/{name}/card": _get(
+            "models",
+            "showCard",
+            "Show the model card: what the model is for, how well it does, where it came from.",
+            "text/markdown",
+            parameters=name,
+            codes=(*_MODEL_CODES, ErrorCode.NOT_FOUND),
+        ),
         "/livez": _get("operations", "tellAlive", "Whether the process answers.", "Alive"),
         "/readyz": _get(
             "operations",
@@ -185,7 +193,7 @@ def _get(
 ) -> Document:
     """Returns the path item of a GET; `answer` is the name of a schema or else a media type."""
     if "/" in answer:
-        kind = {"text/plain": "string", "application/json": "object"}[answer]
+        kind = "object" if answer == "application/json" else "string"
         content: Document = {answer: {"schema": {"type": kind}}}
     else:
         content = {"application/json": {"schema": refer(answer)}}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from service.bundle.manifest import Conformal, Manifest, Metrics
+from service.bundle.repository import CARD_FILE
 from training.evaluate import Evaluation
 from training.plots import MAX_PLOTTED_CLASSES, plot_confusion, plot_reliability
 from training.studies import Study
 
-CARD_FILE = "MODEL_CARD.md"
 _LISTED_LABELS = 20
 _WORST_CLASSES = 10
 _SHOWN_COVERAGES = (0.8, 0.9, 0.95, 0.99)

@@ -26,6 +26,7 @@ from service.errors import BundleError
 
 MANIFEST_FILE = "bundle.json"
 GOLDEN_FILE = "golden/golden.json"
+CARD_FILE = "MODEL_CARD.md"
 # No leading zeros: 01 would be a second folder of version 1.
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 # Work in progress starts with a dot, which no model name does, so it is never picked up.
@@ -119,6 +120,13 @@ def read_golden(bundle: Bundle) -> Golden:
         if len(sample.probabilities) != classes or max(sample.top) >= classes:
             raise BundleError(f"{bundle.reference}: {sample.file} is not about {classes} classes")
     return golden
+
+
+def read_card(bundle: Bundle) -> str | None:
+    """Returns the model card of a bundle whose files were verified, as Markdown; None without."""
+    if CARD_FILE not in bundle.manifest.files:
+        return None
+    return (bundle.folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
 
 
 def verify_files(bundle: Bundle) -> None:

@@ -122,3 +122,26 @@ async def test_the_views_of_an_answer_are_what_the_network_saw(
         bad = await client.post("/v1/classify?views=yes", content=image)
         assert bad.json()["code"] == "invalid_argument"
     await classifier.close()
+
+
+async def test_a_model_card_is_the_one_of_the_bundle(
+    tiny_bundle_repository, make_settings, metrics
+):
+    settings = make_settings(model_repository=tiny_bundle_repository)
+    classifier = Classifier.build(settings, metrics)
+    transport = httpx.ASGITransport(build_http_app(classifier, metrics, settings))
+    async with httpx.AsyncClient(transport=transport, base_url="http://fivecrop") as client:
+        answer = await client.get("/v1/models/digits-linear@1/card")
+        unknown = await client.get("/v1/models/nobody/card")
+        queried = await client.get("/v1/models/digits-linear/card?page=2")
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.text == (tiny_bundle_repository / "digits-linear/1/MODEL_CARD.md").read_text()
+    assert unknown.json()["code"] == "model_not_found"
+    assert queried.json()["code"] == "invalid_argument"
+    await classifier.close()
+
+
+async def test_a_model_without_a_card_says_so(open_pages):
+    async with open_pages() as client:
+        answer = await client.get("/v1/models/toy/card")
+    assert (answer.status_code, answer.json()["detail"]) == (404, "this model has no card")

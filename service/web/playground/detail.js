@@ -57,7 +57,7 @@ function drawVerdict({ predictions: [best], abstained, decision, group, members 
 /** Returns the figure: the views as the network saw them, and the evidence over the first. */
 function drawView(item, model) {
   const { answer, file } = item;
-  const view = make("img", { className: "view", src: viewSource(answer.views[0]), alt: `${file.name}, as the network saw it` });
+  const view = make("img", { className: "view", decoding: "sync", src: viewSource(answer.views[0]), alt: `${file.name}, as the network saw it` });
   const overlay = make("img", { className: "overlay", alt: "", hidden: true });
   const stage = make("div", { className: "stage" }, view, overlay);
   const isSmall = model.input_width < 128;
@@ -169,6 +169,7 @@ function drawTimings({ timings, wall_ms: wall, answer }) {
 export function showDetail(item, model, server) {
   const panel = $("answer");
   panel.hidden = !item;
+  panel.ariaBusy = String(item?.row.ariaBusy === "true");
   if (!item) return;
   if (item.problem) {
     panel.replaceChildren(make("h2", { className: "name" }, item.file.name), drawProblem(item.problem));
@@ -178,7 +179,7 @@ export function showDetail(item, model, server) {
     panel.replaceChildren(make("p", { className: "waiting soft" }, `Asking about ${item.file.name}…`));
     return;
   }
-  const { views, ...json } = item.answer;
+  const { views: _, ...json } = item.answer;
   const { figure, overlay } = drawView(item, model);
   const parts = [...drawVerdict(item.answer)];
   if (model.kind === "bundle") {

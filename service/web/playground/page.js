@@ -2,8 +2,8 @@
 
 import { ask, askJson, keepKey, readKey, readTimings } from "./api.js";
 import { listenToCamera } from "./camera.js";
-import { drawFacts } from "./card.js";
-import { drawBars, showDetail, viewSource } from "./detail.js";
+import { drawCard, drawFacts } from "./card.js";
+import { drawBars, drawProblem, showDetail, viewSource } from "./detail.js";
 import { $, make, percent } from "./dom.js";
 import { Problem } from "./problems.js";
 import { startPulse } from "./pulse.js";
@@ -56,11 +56,19 @@ async function loadModels() {
   $("open-card").disabled = !models.length;
 }
 
-function showCard() {
+async function showCard() {
   const model = chosenModel();
+  const reference = `${model.name}@${model.version}`;
   $("card-title").textContent = `${model.name}, version ${model.version}`;
   $("card").replaceChildren(drawFacts(model));
   $("card-dialog").showModal();
+  if (model.kind !== "bundle") return;
+  try {
+    const card = await (await ask(`v1/models/${reference}/card`)).text();
+    $("card").append(...drawCard(card).filter(Boolean));
+  } catch (problem) {
+    $("card").append(drawProblem(problem));
+  }
 }
 
 // ---- images ----
@@ -72,6 +80,7 @@ function add(files) {
     item.row = make("button", { type: "button", className: "row" });
     item.row.addEventListener("click", () => select(item));
     $("list").append(make("li", {}, item.row));
+    drawRow(item);
   }
   items.push(...fresh);
   document.body.classList.remove("is-empty");
@@ -114,9 +123,7 @@ function drawRow(item) {
 async function classify(item) {
   const asked = readOptions();
   const model = chosenModel();
-  Object.assign(item, { answer: null, problem: null, asked, model });
-  drawRow(item);
-  if (item === selected) showDetail(item, model, server);
+  item.asked = asked;
   const start = performance.now();
   let found;
   try {
@@ -129,7 +136,8 @@ async function classify(item) {
     if (problem.code === "model_not_found") loadModels().catch(() => {});
   }
   if (item.asked !== asked) return; // asked anew meanwhile
-  Object.assign(item, found);
+  Object.assign(item, { answer: null, problem: null, model }, found);
+  item.row.ariaBusy = "false";
   drawRow(item);
   if (item === selected) showDetail(item, model, server);
   const best = item.answer?.predictions[0];
@@ -139,7 +147,9 @@ async function classify(item) {
 
 async function run(some) {
   const waiting = [...some];
-  for (const item of some) drawRow(item);
+  // What was answered before stays to be seen until it is answered anew.
+  for (const item of some) item.row.ariaBusy = "true";
+  if (some.includes(selected)) $("answer").ariaBusy = "true";
   const work = async () => {
     while (waiting.length) await classify(waiting.shift());
   };

@@ -1,0 +1,427 @@
+"""The playground in a real browser: what somebody in front of it does, sees and is told."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from service.errors import ErrorCode
+from service.http_answer import STATUS
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "exported_models/cifar10-airbench/1/golden"
+LABELS = {"0.jpeg": "airplane", "1.jpeg": "automobile"}
+LIMIT_MS = 30_000  # only bounds a hang
+expect.set_options(timeout=LIMIT_MS)
+WIDTHS = {"wide": (1280, 900), "narrow": (360, 740)}
+
+DROP = """async ([files]) => {
+  const dropped = new DataTransfer();
+  for (const [name, bytes] of files) {
+    const data = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
+    dropped.items.add(new File([data], name));
+  }
+  for (const type of ["dragenter", "dragover", "drop"]) {
+    document.querySelector("#drop").dispatchEvent(
+      new DragEvent(type, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed: scripts/install-system-packages.sh chromium")
+    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory, make_server):
+    with make_server(tmp_path_factory.mktemp("server"), ROOT / "exported_models") as server:
+        yield server.wait_ready()
+
+
+class Visit:
+    """One visit of the page; what its browser complains about is kept."""
+
+    def __init__(self, context, server):
+        self.origin = f"http://127.0.0.1:{server.http_port}/"
+        self.complaints = []
+        self.addresses = set()
+        self.page = context.new_page()
+        self.page.set_default_timeout(LIMIT_MS)
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.addresses.add(request.url))
+        self.page.goto(self.origin)
+
+    def _hear(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def drop(self, **files):
+        """Drops files, `name=bytes`; a double underscore in a name is a dot."""
+        files = [
+            (name.replace("__", "."), base64.b64encode(data).decode())
+            for name, data in files.items()
+        ]
+        self.page.evaluate(DROP, [files])
+
+    def wait_answered(self):
+        expect(self.page.locator("#list .row")).not_to_have_count(0)
+        expect(self.page.locator("#list [aria-busy=true]")).to_have_count(0)
+
+    @property
+    def best(self):
+        return self.page.locator("#answer .best")
+
+    def stage_pixels(self):
+        self.page.evaluate("document.querySelector('.view').decode()")
+        png = self.page.locator(".stage").screenshot()
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def visit(browser, bundled):
+    """`visit(server=..., **options of the browser's context)`."""
+    contexts, visits = [], []
+
+    def open_page(server=bundled, **options):
+        context = browser.new_context(**{"reduced_motion": "reduce", **options})
+        contexts.append(context)
+        visits.append(Visit(context, server))
+        return visits[-1]
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    for one in visits:
+        foreign = {
+            url for url in one.addresses if not url.startswith((one.origin, "data:", "blob:"))
+        }
+        assert not foreign
+        # Chromium says this of every answer that is none, and pages cannot keep it from that.
+        told = [text for text in one.complaints if "the server responded with" not in text]
+        assert told == []
+
+
+def read(name):
+    return (GOLDEN / name).read_bytes()
+
+
+def upside_down(name):
+    """The photograph enlarged, as a camera writes it that was held upside down."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    file = io.BytesIO()
+    photograph = Image.open(GOLDEN / name).resize((640, 640), Image.Resampling.BICUBIC)
+    photograph.rotate(180).save(file, "JPEG", exif=exif, quality=95)
+    return file.getvalue()
+
+
+# ---- answers ----
+
+
+def test_a_dropped_photograph_gets_its_label_and_nothing_is_complained_about(visit):
+    one = visit()
+    one.drop(plane__jpeg=read("0.jpeg"))
+    expect(one.best).to_contain_text(LABELS["0.jpeg"])
+    expect(one.page.locator("#answer .predictions li")).to_have_count(5)
+    expect(one.page.locator("#status")).to_contain_text("plane.jpeg: airplane, 98.7 %")
+    expect(one.page.locator("figcaption")).to_contain_text("of 32 \u00d7 32 JPEG, upright.")
+    expect(one.page.locator(".timings")).to_contain_text("infer")
+    assert one.complaints == []
+
+
+def test_of_several_files_the_damaged_one_says_so_and_the_others_are_answered(visit):
+    one = visit()
+    one.drop(a__jpeg=read("0.jpeg"), torn__jpeg=read("0.jpeg")[:400], notes__txt=b"not an image")
+    one.drop(b__jpeg=read("1.jpeg"))
+    one.wait_answered()
+    rows = one.page.locator("#list .row")
+    expect(rows).to_contain_text(["airplane", "The image is damaged", "no image", "automobile"])
+    rows.nth(1).click()
+    problem = one.page.locator("#answer .problem")
+    expect(problem).to_contain_text("The image is damaged")
+    expect(problem).to_contain_text("image_corrupt")
+    assert one.complaints  # and nothing but what the fixture lets pass
+
+
+def test_the_picture_is_the_upright_crop_that_the_network_saw(visit):
+    one = visit()
+    one.drop(straight__jpeg=read("0.jpeg"))
+    one.wait_answered()
+    straight = one.stage_pixels()
+    one.page.click("#clear")
+    one.drop(turned__jpeg=upside_down("0.jpeg"))
+    one.wait_answered()
+    turned = one.stage_pixels()
+    assert abs(straight - turned).mean() < 6  # the JPEG in between
+    assert abs(straight[::-1, ::-1] - turned).mean() > 20
+    expect(one.best).to_contain_text("airplane")
+
+
+def test_the_evidence_changes_pixels_as_far_as_its_slider_says(visit):
+    one = visit()
+    one.drop(plane__jpeg=read("0.jpeg"))
+    expect(one.best).to_be_visible()
+    bare = one.stage_pixels()
+    one.page.check("#evidence")
+    expect(one.page.locator(".overlay")).to_be_visible()
+    changes = []
+    for opacity in ("0", "50", "100"):
+        one.page.fill("#opacity", opacity)
+        changes.append(abs(one.stage_pixels() - bare).mean())
+    assert changes[0] == 0
+    assert changes[2] > changes[1] > 5
+    full = one.stage_pixels()
+    one.page.locator("#answer .prediction", has_text="ship").click()
+    expect(one.page.locator(".evidence-note")).to_contain_text("“ship”")
+    assert abs(one.stage_pixels() - full).mean() > 5
+    one.page.select_option("#method", "occlusion")
+    expect(one.page.locator(".evidence-note")).to_contain_text("“ship”")
+    expect(one.page.locator(".overlay")).to_be_visible()
+    one.page.uncheck("#evidence")
+    assert abs(one.stage_pixels() - bare).mean() == 0
+
+
+def test_choices_ask_anew(visit):
+    one = visit()
+    one.drop(plane__jpeg=read("0.jpeg"))
+    expect(one.best).to_be_visible()
+    one.page.fill("#top-k", "3")
+    one.page.select_option("#tta", "ten_crop")
+    one.wait_answered()
+    expect(one.page.locator("#answer .predictions li")).to_have_count(3)
+    expect(one.page.locator(".views button")).to_have_count(10)
+    first = one.stage_pixels()
+    one.page.locator(".views button").nth(9).click()
+    assert abs(one.stage_pixels() - first).mean() > 1
+
+
+def test_the_camera_gives_a_picture(visit):
+    one = visit(permissions=["camera"])
+    one.page.click("#open-camera")
+    expect(one.page.locator("#camera")).to_have_js_property("videoWidth", 640)
+    one.page.click("#shoot")
+    expect(one.page.locator("#list .row")).to_contain_text("camera-1.jpg")
+    expect(one.best).to_be_visible()
+    expect(one.page.locator("figcaption")).to_contain_text("640 \u00d7 480")
+
+
+def test_the_strip_shows_what_happens(visit, bundled):
+    one = visit()
+    rate, latency = one.page.locator("#pulse-rate"), one.page.locator("#pulse-latency")
+    expect(rate).to_contain_text("0.0 images/s")
+    bundled.classify(read("0.jpeg"))
+    expect(rate).to_contain_text(re.compile(r"0\.[1-9] images/s"))
+    expect(latency).to_contain_text(re.compile(r"\d ms"))
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "gRPC", "JavaScript"])
+def test_the_code_it_shows_does_the_same_again(visit, tmp_path, language):
+    one = visit()
+    name = "it's a plane, really?.jpeg"
+    (tmp_path / name).write_bytes(read("0.jpeg"))
+    one.page.set_input_files("#files", tmp_path / name)
+    one.page.fill("#top-k", "2")
+    one.page.select_option("#tta", "hflip")
+    one.wait_answered()
+    one.page.locator("#answer .segments").get_by_text(language, exact=True).click()
+    code = one.page.locator("#snippet").inner_text()
+    run = {
+        "curl": ["bash", "-c", code.replace("curl ", "curl -s ", 1)],
+        "Python": [sys.executable, "-c", code],
+        "gRPC": [sys.executable, "-c", code],
+        "JavaScript": ["node", "--input-type=module", "-e", code],
+    }[language]
+    if shutil.which(run[0]) is None:
+        pytest.skip(f"there is no {run[0]}")
+    done = subprocess.run(
+        run,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if language == "curl":
+        told = [(p["label"], p["score"]) for p in json.loads(done.stdout)["predictions"]]
+    else:
+        told = [(label, float(score)) for label, score in map(str.split, done.stdout.splitlines())]
+    shown = one.page.locator("#answer .predictions .label").all_inner_texts()
+    assert [label for label, _ in told] == shown
+    assert f"{told[0][1]:.1%}".replace("%", " %") in one.best.inner_text()
+
+
+# ---- refusals ----
+
+
+def test_every_error_code_has_its_own_words(visit):
+    one = visit()
+    wanted = {}
+
+    def refuse(route):
+        code = wanted["code"]
+        body = {"code": code, "detail": "what the service says", "request_id": "r1"}
+        route.fulfill(status=STATUS[code], json=body, headers={"retry-after": "7"})
+
+    one.page.route("**/v1/classify*", refuse)
+    titles = set()
+    for code in ErrorCode:
+        wanted["code"] = code
+        one.drop(plane__jpeg=read("0.jpeg"))
+        if code is ErrorCode.UNAUTHENTICATED:
+            expect(one.page.locator("#key-dialog")).to_be_visible()
+            one.page.keyboard.press("Escape")
+        problem = one.page.locator("#answer .problem")
+        expect(problem).to_contain_text(code)
+        expect(problem).to_contain_text("What the service says.")
+        expect(problem).to_contain_text("suggests 7 s")
+        titles.add(problem.locator("h3").inner_text())
+        one.page.click("#clear")
+    assert len(titles) == len(ErrorCode)
+
+
+def test_a_service_that_is_gone_is_said_to_be(visit):
+    one = visit()
+    expect(one.page.locator("#model option")).not_to_have_count(0)
+    one.page.route("**/v1/classify*", lambda route: route.abort())
+    one.drop(plane__jpeg=read("0.jpeg"))
+    expect(one.page.locator("#answer .problem")).to_contain_text("does not answer")
+    one.complaints[:] = [text for text in one.complaints if "net::ERR_FAILED" not in text]
+
+
+def test_behind_keys_the_page_asks_for_one_and_forgets_it_with_its_tab(
+    visit, tmp_path, make_server, browser
+):
+    keys = tmp_path / "keys.json"
+    command = [Path(sys.executable).with_name("fivecrop"), "keys", "add", "--file", keys]
+    made = subprocess.run(
+        [*command, "--scope", "infer"], capture_output=True, check=True, text=True
+    )
+    key = made.stdout.strip()
+    (tmp_path / "server").mkdir()
+    with make_server(tmp_path / "server", ROOT / "exported_models", api_keys=keys) as locked:
+        locked.wait_ready()
+        one = visit(locked)
+        dialog = one.page.locator("#key-dialog")
+        expect(dialog).to_be_visible()
+        one.page.fill("#key", "fc_0_wrong")
+        one.page.keyboard.press("Enter")
+        expect(dialog).to_contain_text("does not know this key")
+        one.page.fill("#key", key)
+        one.page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        one.drop(plane__jpeg=read("0.jpeg"))
+        expect(one.best).to_contain_text("airplane")
+        expect(one.page.locator("#pulse-note")).to_contain_text("scope metrics")
+        snippet = one.page.locator("#snippet").inner_text()
+        assert "$FIVECROP_KEY" in snippet
+        assert key not in one.page.content() + one.page.url
+        one.page.reload()
+        expect(one.page.locator("#model option")).not_to_have_count(0)
+        kept = one.page.context.storage_state()["origins"]
+        assert key not in json.dumps(kept)  # local storage and cookies
+        another = one.page.context.new_page()
+        another.goto(one.origin)
+        expect(another.locator("#key-dialog")).to_be_visible()
+
+
+# ---- for everybody ----
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_and_nothing_sticks_out(visit, width, scheme):
+    size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+    one = visit(viewport=size, color_scheme=scheme)
+    expect(one.page.locator("#model option")).not_to_have_count(0)
+
+    def examine(what):
+        found = Axe().run(one.page).response["violations"]
+        told = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
+        assert told == [], what
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= size["width"], what
+
+    examine("empty")
+    one.page.click("#open-card")
+    expect(one.page.locator("#card")).to_contain_text("The 10 hardest classes")
+    examine("model card")
+    one.page.keyboard.press("Escape")
+    one.drop(plane__jpeg=read("0.jpeg"), torn__jpeg=read("1.jpeg")[:400])
+    one.wait_answered()
+    one.page.select_option("#tta", "five_crop")
+    one.wait_answered()
+    one.page.check("#evidence")
+    expect(one.page.locator(".overlay")).to_be_visible()
+    one.page.locator("summary").click()
+    examine("answer")
+    one.page.locator("#list .row").nth(1).click()
+    examine("problem")
+    background = one.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    lightness = sum(map(int, re.findall(r"\d+", background)[:3]))
+    assert (lightness > 600) == (scheme == "light")
+
+
+def test_everything_can_be_done_with_the_keyboard(visit):
+    one = visit()
+    expect(one.page.locator("#model option")).not_to_have_count(0)
+    with one.page.expect_file_chooser() as chooser:
+        tab_to(one.page, "#choose")
+        one.page.keyboard.press("Enter")
+    chooser.value.set_files([GOLDEN / "0.jpeg", GOLDEN / "1.jpeg"])
+    one.wait_answered()
+    tab_to(one.page, "#list li:nth-child(2) .row")
+    one.page.keyboard.press("Enter")
+    expect(one.best).to_contain_text("automobile")
+    tab_to(one.page, "#answer li:nth-child(2) .prediction")
+    one.page.keyboard.press("Space")
+    expect(one.page.locator(".overlay")).to_be_visible()
+    tab_to(one.page, "#opacity")
+    one.page.keyboard.press("Home")
+    expect(one.page.locator(".overlay")).to_have_css("opacity", "0")
+    tab_to(one.page, "[name=language]:checked")
+    one.page.keyboard.press("ArrowRight")
+    expect(one.page.locator("#snippet")).to_contain_text("urllib")
+
+
+def tab_to(page, selector):
+    """Presses Tab until the element has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("(selector) => document.activeElement?.matches(selector)", selector):
+            return
+    raise AssertionError(f"{selector} is out of reach")
+
+
+def test_the_theme_can_be_chosen_and_stays(visit):
+    one = visit(color_scheme="light")
+    shade = "getComputedStyle(document.body).backgroundColor"
+    light = one.page.evaluate(shade)
+    for _ in range(2):
+        one.page.click("#theme")
+    assert one.page.evaluate(shade) != light
+    one.page.reload()
+    expect(one.page.locator("#theme")).to_have_text("Theme: dark")
+    assert one.page.evaluate(shade) != light
