@@ -100,7 +100,7 @@ def test_the_clients_of_other_servers_are_answered(readme, start_server):
 
 def test_the_block_for_triton_clients_prints_what_is_shown(readme, bundled):
     text = section(readme, "Use it from Triton clients")
-    ((block, shown),) = re.findall(r"```python\n(.*?)```\n```\n(.*?)```", text, re.S)
+    ((block, shown),) = re.findall(r"```python\n(.*?)```\n.*?```\n(.*?)```", text, re.S)
     # Another processor rounds otherwise, so not to the last digits.
     told, expected = (
         re.findall(r"b'([\d.]+):(\d+:\w+)'", output)
@@ -171,6 +171,22 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     run(promote)
     wait_until(lambda: len(json.loads(run(f"{show} --json"))["models"]) == 1, "version 1 is freed")
     assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ canary stable", run(show))
+
+
+def test_the_commands_about_architectures_answer(readme):
+    commands = re.findall(r"^\.venv/bin/(fivecrop) (arch .*)$", readme, re.M)
+    told = [
+        subprocess.run(
+            [Path(sys.executable).with_name(program), *shlex.split(arguments)],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for program, arguments in commands
+    ]
+    assert len(told) == 3
+    for text, word in zip(told, ("resnet50", "layer", "96"), strict=True):
+        assert word in text
 
 
 def test_the_commands_that_explain_give_a_picture_and_numbers(readme, bundled, tmp_path):
