@@ -21,7 +21,7 @@ from service.environment import load_settings
 from service.rollout import open_source
 from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
-from service.score.errors import ScoreError
+from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder
 from service.score.inputs import Inputs
 from service.score.lock import Lock
@@ -168,7 +168,9 @@ class _Job:
                 counts=counts,
                 workers=self._engine.size,
             )
-            state = self._score(dataset, progress, watch, should_stop)
+            state = self._score(dataset, progress, watch, lambda: lock.is_lost or should_stop())
+            if lock.is_lost:
+                raise JobFailed(f"{self._folder.address}: another job took it over")
             return Summary(state=state, out=self._folder.address, progress=progress)
         finally:
             lock.release()

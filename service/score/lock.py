@@ -21,10 +21,15 @@ _DEAD_AFTER_S: Final = 60.0
 
 
 class Lock:
-    """Held from `acquire` to `release`; renewed by a thread."""
+    """Held from `acquire` to `release`; renewed by a thread.
+
+    Attributes:
+        is_lost: Whether another job took it, because this one was silent for too long.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        self.is_lost = False
         self._token = secrets.token_hex(8)
         self._began = time.time()
         self._stopped = threading.Event()
@@ -69,6 +74,10 @@ class Lock:
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_S):
             try:
+                holder = read_lock(self._folder)
+                if holder is not None and holder["token"] != self._token:
+                    self.is_lost = True
+                    return
                 self._folder.write(LOCK_FILE, self._content())
             except OSError:
                 continue  # a full disk is noticed where it matters

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Final
@@ -27,13 +27,14 @@ _DEPTH: Final = 2
 _WINDOW: Final = 16
 # A chunk should take about so long: short enough to stop soon, long enough to cost nothing.
 _CHUNK_S: Final = 0.25
-_MAX_CHUNK: Final = 64
+_MAX_CHUNK: Final = 32
 # What is at work when a stop is asked for may take so long to finish.
 _STOP_S: Final = 2.0
 _POLL_S: Final = 0.2
 # Starts in a row without an answer between, after which it is not the images' fault.
 _MAX_FAILED_STARTS: Final = 3
 
+# What runs a worker; its last argument is the file number of its connection.
 COMMAND: Final = (sys.executable, "-c", "from service.score.worker import main; main()")
 
 
@@ -79,10 +80,9 @@ class _Worker:
 class WorkerPool:
     """Worker processes that score the entries of a job."""
 
-    def __init__(self, setup: Setup, count: int, *, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, setup: Setup, count: int) -> None:
         """Starts the processes; they load the bundle while the caller does something else."""
         self._setup = setup
-        self._command = tuple(command)
         self._numbers = 0
         self._failed_starts = 0
         self._suspects: deque[_Work] = deque()
@@ -152,7 +152,7 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [*self._command, str(theirs.fileno())],
+                [*COMMAND, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,41 @@
+"""A job as a program of its own, for tests that kill it; `COUNT_FILE` gets a byte an image scored.
+
+With NAIVE in the environment files are written as most people write them, in place.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from service.score import folder, pool
+from service.score.command import score
+
+WORKER = """
+import os
+from service.score import scorer, worker
+score = scorer.Scorer.score
+count = open(os.environ["COUNT_FILE"], "ab", 0)
+def score_and_count(self, entry, data):
+    count.write(b".")
+    return score(self, entry, data)
+scorer.Scorer.score = score_and_count
+worker.main()
+"""
+
+
+def write_in_place(self, name, data):
+    with (Path(self.address) / name).open("wb", 0) as file:
+        file.write(data[: len(data) // 2])
+        time.sleep(0.05)
+        file.write(data[len(data) // 2 :])
+
+
+if __name__ == "__main__":
+    if "COUNT_FILE" in os.environ:
+        pool.COMMAND = (sys.executable, "-c", WORKER)
+    if "NAIVE" in os.environ:
+        folder.LocalFolder.write = write_in_place
+    score()
