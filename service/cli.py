@@ -91,6 +91,15 @@ def _make_score() -> click.Command:
     return score
 
 
+def _make_compare() -> click.Command:
+    from service.environment import opt_out_of_telemetry
+
+    opt_out_of_telemetry()
+    from service.score.command import compare
+
+    return compare
+
+
 def _make_keys() -> click.Command:
     from service.keys_command import keys
 
@@ -102,6 +111,7 @@ class _Commands(CommandGroup):
         "serve": (_make_serve, "Serve models over HTTP and gRPC."),
         "models": (_make_models, "List bundles; load, unload and label what a service serves."),
         "score": (_make_score, "Score folders, buckets and tables of images; resumable."),
+        "compare": (_make_compare, "Compare what two models said of the same images."),
         "keys": (_make_keys, "Make, list and revoke API keys."),
     }
 

@@ -6,18 +6,22 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
 from service.bundle.preprocess import TTA_POLICIES
+from service.environment import load_settings
 from service.log import configure_log
+from service.score.dataset import open_output, read_manifest
 from service.score.display import make_display
-from service.score.errors import JobFailed
+from service.score.errors import JobFailed, ScoreError
 from service.score.job import score_dataset
 from service.score.options import FORMATS, ScoreOptions
 from service.score.status import read_status, tell_status
+from service.score.storage import is_url, tell
 from service.settings import VariantChoice
 
 
@@ -132,6 +136,58 @@ def status(out: str, *, as_json: bool) -> None:
     """Tell how far the job of an output is."""
     found = read_status(out)
     click.echo(json.dumps(found, indent=2) if as_json else tell_status(found))
+
+
+@score.command()
+@click.argument("out", metavar="FOLDER")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="[default: _report.html in the folder]",
+)
+def report(out: str, file: Path | None) -> None:
+    """Write an HTML report of an output: classes, confidence, errors, speed, samples."""
+    from service.score.report import write_report
+
+    text = write_report(out, max_bytes=load_settings().max_body_bytes)
+    if file is None and is_url(out):
+        raise ScoreError("--file says where the report of a remote output goes")
+    click.echo(_write(file or Path(out) / "_report.html", text.encode()))
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    metavar="PNG",
+    help="Draw the worst disagreements.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def compare(first: str, second: str, sheet: Path | None, *, as_json: bool) -> None:
+    """Compare two outputs of `fivecrop score`: agreement, flips by class, score shift.
+
+    For choosing between two versions of a model before one is promoted.
+    """
+    from service.score.comparison import compare_outputs, tell_comparison
+    from service.score.contact_sheet import draw_contact_sheet
+
+    found = compare_outputs(first, second)
+    click.echo(json.dumps(found.describe(), indent=2) if as_json else tell_comparison(found))
+    if sheet is not None:
+        column = read_manifest(open_output(first))["options"]["column"]
+        max_bytes = load_settings().max_body_bytes
+        picture = draw_contact_sheet(found, column=column, max_bytes=max_bytes)
+        click.echo(_write(sheet, picture), err=True)
+
+
+def _write(file: Path, content: bytes) -> str:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise ScoreError(f"cannot write {file}: {tell(error)}") from error
+    return str(file)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder, unwritable
 from service.score.lock import LOCK_FILE
 from service.score.options import Format
-from service.score.part_format import count_statuses, encode_part
+from service.score.part_format import encode_part, read_part
 from service.score.storage import tell
 
 MANIFEST_FILE: Final = "_manifest.json"
@@ -177,19 +177,28 @@ def list_parts(folder: Folder) -> list[Part]:
     return sorted(found, key=lambda part: part.start)
 
 
+def iterate_rows(folder: Folder, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows in a folder by their id, one part in memory at a time.
+
+    Raises:
+        ScoreError: A part cannot be read.
+    """
+    for part in list_parts(folder):
+        try:
+            rows = read_part(folder.read(part.name), part.format, list(columns))
+        except (OSError, ValueError, KeyError) as error:
+            raise ScoreError(f"{folder.address}/{part.name}: {tell(error)}") from error
+        yield from rows
+
+
 def count_rows(folder: Folder) -> Counter[str]:
     """Returns the statuses and error codes of all rows in a folder.
 
     Raises:
         ScoreError: A part cannot be read.
     """
-    counts: Counter[str] = Counter()
-    for part in list_parts(folder):
-        try:
-            counts += count_statuses(folder.read(part.name), part.format)
-        except (OSError, ValueError, KeyError) as error:
-            raise ScoreError(f"{folder.address}/{part.name}: {tell(error)}") from error
-    return counts
+    rows = iterate_rows(folder, ("status", "error_code"))
+    return Counter(row["error_code"] or row["status"] for row in rows)
 
 
 def _remove_leftovers(folder: Folder) -> None:

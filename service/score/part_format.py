@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,12 +51,6 @@ def read_part(data: bytes, form: Format, columns: list[str] | None = None) -> li
     if form == "jsonl":
         return [json.loads(line) for line in data.splitlines()]
     return list(_read_csv(data))
-
-
-def count_statuses(data: bytes, form: Format) -> Counter[str]:
-    """Returns how many rows of a part are `ok`, `abstained`, or failed with which code."""
-    rows = read_part(data, form, ["status", "error_code"])
-    return Counter(row["error_code"] or row["status"] for row in rows)
 
 
 def _read_csv(data: bytes) -> Iterator[dict[str, Any]]:

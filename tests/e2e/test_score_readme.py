@@ -62,6 +62,7 @@ def test_the_commands_about_buckets_score_a_folder_and_shards(bucket, tmp_path):
         text=True,
     )
     assert f"rows    {len(IMAGES)}: {len(IMAGES)} ok" in shown.stdout
+    assert (tmp_path / "scores/_report.html").read_text().count("data:image/jpeg") == len(IMAGES)
     local = ds.dataset(tmp_path / "scores").to_table().to_pylist()
     remote = ds.dataset("photos/scores", filesystem=bucket, format="parquet").to_table().to_pylist()
     assert len(local) == len(remote) == len(IMAGES)
