@@ -15,6 +15,8 @@ class WeightAverage:
     kind "lookahead" (Zhang et al., arXiv 1907.08610, scheduled as in arXiv 2404.00498): every few
     steps the copy moves towards the network and the network is set to the copy; the copy grows more
     inert with the cube of the progress.
+    kind "swa" (Izmailov et al., arXiv 1803.05407): the copy is the mean of the network after every
+    few steps, from a share of the run on.
     """
 
     def __init__(self, recipe: AverageRecipe, net: nn.Module, total_steps: int) -> None:
@@ -27,6 +29,8 @@ class WeightAverage:
         """Take in the network after its `step`-th step, counted from 1."""
         if self._recipe.kind == "none" or step % self._recipe.every_steps:
             return
+        if self._recipe.kind == "swa" and self._taken(step) < 1:
+            return
         decay = self._decay(step)
         for key, fast in _float_state(net).items():
             self.slow[key].lerp_(fast, 1 - decay)
@@ -36,6 +40,8 @@ class WeightAverage:
     @torch.no_grad()
     def finish(self, net: nn.Module) -> None:
         """Set the network to its average, once the last step is done."""
+        if self._recipe.kind == "swa" and self._taken(self._total_steps) < 1:
+            return
         for key, fast in _float_state(net).items():
             if key in self.slow:
                 fast.copy_(self.slow[key])
@@ -45,9 +51,16 @@ class WeightAverage:
         own: Mapping[str, Tensor] = net.state_dict()
         return {**own, **self.slow} if self._recipe.kind == "ema" else own
 
+    def _taken(self, step: int) -> int:
+        """Return how many networks the mean of "swa" holds after `step`."""
+        every = self._recipe.every_steps
+        return step // every - int(self._recipe.start_fraction * self._total_steps) // every
+
     def _decay(self, step: int) -> float:
         if self._recipe.kind == "ema":
             return min(self._recipe.decay, (1 + step) / (10 + step))
+        if self._recipe.kind == "swa":
+            return 1 - 1 / self._taken(step)
         return self._recipe.decay * (step / self._total_steps) ** 3
 
 

@@ -7,6 +7,8 @@ runs/<name>-<seed>/
   resume.pt           network, optimiser, average and random state: one file, so never half new
   last.safetensors    weights after the last epoch so far; the average, where there is one
   best.safetensors    weights of the epoch with the best validation accuracy
+  probe.jsonl         variance and dead ReLUs of every layer, where the recipe asks for them
+  features-*.safetensors  of a resting backbone, where the recipe caches them
   result.json         written once the run is complete
   curves.png
 """

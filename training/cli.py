@@ -112,6 +112,25 @@ def find_lr(
 
 
 @click.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As model.norm=none.")
+@_json_option
+def probe(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
+    """Show the variance and the dead ReLUs of each layer of RECIPE before its first step."""
+    import tempfile
+
+    from training.config import load_recipe
+    from training.hardware import choose_device
+    from training.probe import describe_probe, probe_to_dict
+    from training.train import open_session
+
+    resolved = load_recipe(recipe, (*overrides, "train.is_feature_cache_on=false"))
+    with tempfile.TemporaryDirectory() as folder:
+        layers = open_session(resolved, Path(folder), choose_device("cpu")).probed_layers()
+    click.echo(json.dumps(probe_to_dict(layers)) if is_json else describe_probe(layers))
+
+
+@click.command()
 @click.argument("run_dir", type=_FOLDER)
 @click.option("--name", required=True, help="Of the model in the repository.")
 @repository_option

@@ -51,6 +51,26 @@ class ModelRecipe:
     architecture: str
     # Start from the hub's weights; the classifier is made anew for our classes.
     pretrained: bool = False
+    # Start from the weights of another run (its folder, or a .safetensors file); a classifier of
+    # other classes is made anew.
+    weights: Path | None = None
+    # Dropout before the classifier, and the share of residual branches left out (stochastic depth).
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Put in the place of batch normalisation: `models.norm_layers` has them.
+    norm: Literal["default", "layer", "group", "instance", "batch_renorm", "none"] = "default"
+    # In place of the network's own: `models.initialise` has them.
+    initialisation: Literal[
+        "default",
+        "xavier_uniform",
+        "xavier_normal",
+        "he_uniform",
+        "he_normal",
+        "lecun_normal",
+        "truncated_normal",
+        "orthogonal",
+        "dirac",
+    ] = "default"
     # Keyword arguments of the network's constructor.
     options: Mapping[str, int | float | str | bool] = Field(default_factory=dict)
 

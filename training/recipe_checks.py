@@ -2,13 +2,14 @@
 
 from training.errors import TrainingError
 from training.recipe import Recipe
-from training.recipe_training import AugmentRecipe, OptimRecipe
+from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe
 
 
 def check_settings_have_effect(recipe: Recipe, origin: str) -> None:
     """Refuse what the run would pass over in silence."""
     _check_augmentation(recipe, origin)
     _check_optimiser(recipe, origin)
+    _check_training(recipe, origin)
     data = recipe.data
     needed = {"parquet": ("train", "classes"), "folder": ("train",), "digits": ()}
     useless = {"parquet": (), "folder": ("classes",), "digits": ("train", "validation", "classes")}
@@ -73,3 +74,33 @@ def _check_optimiser(recipe: Recipe, origin: str) -> None:
     epochs = [epoch for epoch, _ in recipe.train.size_schedule]
     if epochs != sorted(set(epochs)):
         raise TrainingError(f"{origin}: the epochs of train.size_schedule must rise")
+
+
+def _check_training(recipe: Recipe, origin: str) -> None:
+    model, average, train = recipe.model, recipe.average, recipe.train
+    sources = [model.pretrained, model.weights is not None, model.initialisation != "default"]
+    if sum(sources) > 1:
+        raise TrainingError(
+            f"{origin}: model takes one of pretrained, weights and initialisation, not several"
+        )
+    if average.kind != "swa" and average.start_fraction != AverageRecipe().start_fraction:
+        raise TrainingError(f'{origin}: average.start_fraction needs average.kind = "swa"')
+    if train.frozen_norm != "eval" and not train.unfreeze_after_epochs:
+        raise TrainingError(f"{origin}: train.frozen_norm needs train.unfreeze_after_epochs")
+    if train.is_feature_cache_on:
+        _check_feature_cache(recipe, origin)
+
+
+def _check_feature_cache(recipe: Recipe, origin: str) -> None:
+    """The features of an image are computed once, so it has to be the same image every time."""
+    train, told = recipe.train, f"{origin}: train.is_feature_cache_on goes without"
+    if recipe.augment != AugmentRecipe():
+        raise TrainingError(f"{told} augmentation")
+    for key in ("size_schedule", "unfreeze_after_epochs", "freeze_after_epochs"):
+        if getattr(train, key):
+            raise TrainingError(f"{told} train.{key}")
+    for key in ("is_gradient_checkpointing_on", "is_compiled", "probe_every_epochs"):
+        if getattr(train, key):
+            raise TrainingError(f"{told} train.{key}")
+    if not recipe.model.pretrained and recipe.model.weights is None:
+        raise TrainingError(f"{origin}: train.is_feature_cache_on needs pretrained weights")

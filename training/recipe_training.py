@@ -96,6 +96,8 @@ class OptimRecipe:
     # one_cycle: momentum (AdamW: the first beta) falls to this while the rate is high.
     low_momentum: Share | None = None
     clip_grad_norm: Positive | None = None
+    # Weight of the sum of magnitudes of the weights that decay, added to the loss.
+    l1: NonNegative = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -103,10 +105,13 @@ class AverageRecipe:
     """Averaging of the weights along the way."""
 
     # ema: a shadow copy is evaluated and exported. lookahead: the net is pulled back to it.
-    kind: Literal["none", "ema", "lookahead"] = "none"
+    # swa: the mean of the weights from `start_fraction` on; batch statistics are then taken anew.
+    kind: Literal["none", "ema", "lookahead", "swa"] = "none"
     # ema: per step, warmed up. lookahead: per pull, reached with the cube of the progress.
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     every_steps: PositiveInt = 1
+    # swa: share of all steps after which the mean begins.
+    start_fraction: Share = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -137,7 +142,22 @@ class TrainRecipe:
     is_gradient_checkpointing_on: bool = False
     # Parameter name -> epochs it is trained for; afterwards it stays as it is.
     freeze_after_epochs: Mapping[str, NonNegative] = Field(default_factory=dict)
+    # Module name -> epochs that it rests before it is trained: `{"backbone" = 2}` trains the
+    # classifier alone at first. `"backbone.layer4"` counts for itself, above `"backbone"`.
+    unfreeze_after_epochs: Mapping[str, NonNegative] = Field(default_factory=dict)
+    # What batch normalisation does in a resting module: eval keeps its statistics, train renews
+    # them from the new images.
+    frozen_norm: Literal["eval", "train"] = "eval"
+    # Of a network whose `backbone` rests throughout: its features are computed once, the classifier
+    # is trained on them. Without augmentation.
+    is_feature_cache_on: bool = False
     checkpoint_every_epochs: PositiveInt = 1
+    # What `best.safetensors` and early stopping go by, on the validation images.
+    best_by: Literal["top1", "loss"] = "top1"
+    # End the run after so many epochs without a better one, with the weights of the best.
+    early_stop_epochs: PositiveInt | None = None
+    # Write each layer's variance and share of dead ReLUs to `probe.jsonl` after so many epochs.
+    probe_every_epochs: PositiveInt | None = None
     # Without it PyTorch takes every core. A small net is faster with 1, as more threads mostly wait
     # for each other. Another number rounds sums in another order.
     cpu_threads: PositiveInt | None = None

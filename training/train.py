@@ -34,10 +34,12 @@ from training.checkpoint import (
     save_text,
     save_weights,
 )
-from training.config import Recipe, TrainRecipe, dump_recipe, load_recipe
+from training.config import Recipe, dump_recipe, load_recipe
 from training.curves import plot_curves, read_history
 from training.data import Dataset, Splits, decode_views, load_splits
 from training.errors import TrainingError
+from training.feature_cache import FeatureLoader, cached_features, head_of
+from training.freezing import freeze
 from training.gradient_checkpointing import checkpoint_gradients
 from training.hardware import (
     AUTOCAST,
@@ -54,14 +56,18 @@ from training.mixing import Mixing
 from training.models.airbench import Airbench
 from training.models.auxiliary import logits_for_training
 from training.models.normalise import Normalise
-from training.models.registry import build_model
+from training.network import build_network
 from training.objective import Objective
 from training.optim import build_optimizer, lr_factor, momentum_at, set_lr, set_momentum
+from training.probe import LayerProbe, probe_layers, probe_to_dict
 from training.progress import TrainingProgress
 from training.streaming import StreamedViews, StreamLoader
 
 # Enough 2x2 patches for their covariance (arXiv 2404.00498, section 3.1).
 _WHITENING_IMAGES = 5000
+# Enough for means and deviations of every channel.
+_STATISTICS_BATCHES = 100
+_PROBED_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +136,7 @@ def train(
             batch_size=recipe.train.batch_size,
             is_shown=is_progress_shown,
         ) as progress:
-            while session.step < session.total_steps:
+            while session.step < session.total_steps and not session.is_stalled:
                 tally = session.train_epoch(progress)
                 session.finish_epoch(tally, progress)
             session.finish_run(progress)
@@ -146,9 +152,6 @@ def open_session(
     """Read the data and make everything as it is before the first step; nothing is written."""
     precision = choose_precision(recipe.train.precision, target)
     splits = load_splits(recipe.data)
-    loader = build_loader(recipe, splits.train)
-    total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
-
     classes = len(splits.train.class_names)
     torch.manual_seed(recipe.seed)
     net = _build_net(recipe, splits.train).to(target)
@@ -156,6 +159,15 @@ def open_session(
         net = net.to(memory_format=torch.channels_last)
     if recipe.train.is_gradient_checkpointing_on:
         checkpoint_gradients(net)
+    normalise = Normalise(recipe.input.normalisation).to(target)
+    validation = _validation_batches(recipe, splits.validation)
+    served = _Served(net=net, normalise=normalise, validation=validation)
+    if recipe.train.is_feature_cache_on:
+        loader, shown = _cache_features(recipe, splits, served, run_dir)
+    else:
+        loader, shown = build_loader(recipe, splits.train), served
+    total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
+    compute = logits_for_training
     return Session(
         recipe=recipe,
         run_dir=run_dir,
@@ -164,19 +176,50 @@ def open_session(
         facts=_facts(splits, target, precision),
         loader=loader,
         total_steps=total_steps,
-        validation=_validation_batches(recipe, splits.validation),
-        net=net,
-        normalise=Normalise(recipe.input.normalisation).to(target),
-        optimizer=build_optimizer(recipe.optim, net),
-        average=WeightAverage(recipe.average, net, total_steps),
+        served=served,
+        validation=shown.validation,
+        net=shown.net,
+        normalise=shown.normalise,
+        optimizer=build_optimizer(recipe.optim, shown.net),
+        average=WeightAverage(recipe.average, shown.net, total_steps),
         mixing=Mixing(recipe.augment, classes=classes, seed=recipe.seed),
         objective=Objective(recipe.train, splits.train.labels, classes, target),
         scaler=torch.amp.GradScaler(target.type, enabled=precision == "fp16"),
-        compute=torch.compile(logits_for_training)
-        if recipe.train.is_compiled
-        else logits_for_training,
+        compute=torch.compile(compute) if recipe.train.is_compiled else compute,
         on_step=on_step,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """A network, what comes before it, and what it is measured on."""
+
+    net: nn.Module
+    normalise: nn.Module
+    validation: Iterable[Batch]
+
+
+def _cache_features(
+    recipe: Recipe, splits: Splits, served: _Served, run_dir: Path
+) -> tuple[Loader, _Served]:
+    """Return the features of the images in place of the images, and the head in that of the net."""
+    found = {}
+    for dataset in (splits.train, splits.validation):
+        batches = _validation_batches(recipe, dataset)
+        path = run_dir / f"features-{dataset.split}.safetensors"
+        assert isinstance(served.normalise, Normalise)
+        found[dataset.split] = cached_features(
+            served.net, served.normalise, batches, path, dataset.fingerprint
+        )
+    is_balanced = recipe.train.imbalance == "balanced_sampling"
+    loader = FeatureLoader(
+        *found["train"],
+        batch_size=_checked_batch_size(recipe, splits.train),
+        seed=recipe.seed,
+        weights=sampling_weights(splits.train) if is_balanced else None,
+    )
+    head = head_of(served.net)
+    return loader, _Served(net=head, normalise=nn.Identity(), validation=[found["validation"]])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,9 +233,11 @@ class Session:
     facts: Mapping[str, Any]
     loader: Loader
     total_steps: int
+    # The network that is saved; `net` is what of it is trained: itself, or its head alone.
+    served: _Served
     validation: Iterable[Batch]
     net: nn.Module
-    normalise: Normalise
+    normalise: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage
     mixing: Mixing
@@ -202,10 +247,28 @@ class Session:
     on_step: Callable[[int], None] | None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last epochs brought nothing, and the recipe says to stop then."""
+        patience = self.recipe.train.early_stop_epochs
+        if patience is None or not self.history:
+            return False
+        scores = [self.score(record) for record in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
+
+    def score(self, record: Mapping[str, Any]) -> float:
+        """Return how good an epoch was, by the recipe's measure; more is better."""
+        is_by_loss = self.recipe.train.best_by == "loss"
+        value: float = -record["validation_loss"] if is_by_loss else record["validation_top1"]
+        return value
 
     def train_epoch(self, progress: TrainingProgress) -> "_Tally":
         """Take every batch of the epoch, or those that are left of the last, fractional one."""
         epoch, tally = self.step // self.loader.batches_per_epoch, _Tally()
+        if self.step == 0:
+            self.probe()
         batches = itertools.islice(self.loader.batches(epoch), self.total_steps - self.step)
         self.net.train()
         for views, labels in batches:
@@ -258,6 +321,9 @@ class Session:
         total = loss
         for weight, other in auxiliary:
             total = total + weight * self.objective(other, targets)
+        if self.recipe.optim.l1:
+            decayed = (one for one in self.net.parameters() if one.ndim > 1)
+            total = total + self.recipe.optim.l1 * sum(one.abs().sum() for one in decayed)
         scaled: Any = self.scaler.scale(total * share)
         scaled.backward()
         return loss.item(), int((logits.argmax(dim=1) == labels).sum())
@@ -272,9 +338,10 @@ class Session:
         is_last = self.step == self.total_steps
         if is_last:
             self.average.finish(self.net)
+            self.renew_statistics()
         weights = self.average.evaluated_state(self.net)
         measured = self.evaluate(weights)
-        best = max((record["validation_top1"] for record in self.history), default=-1.0)
+        best = max(map(self.score, self.history), default=-math.inf)
         self.history.append(
             {
                 "epoch": self.step / self.loader.batches_per_epoch,
@@ -289,22 +356,58 @@ class Session:
             }
         )
         progress.line(_describe(self.history[-1]))
-        if measured.top1 > best:
-            save_weights(self.run_dir / "best.safetensors", weights)
+        if self.score(self.history[-1]) > best:
+            save_weights(self.run_dir / "best.safetensors", self.served_weights(weights))
+        every = self.recipe.train.probe_every_epochs
+        if every is not None and (is_last or len(self.history) % every == 0):
+            self.probe()
         if is_last or len(self.history) % self.recipe.train.checkpoint_every_epochs == 0:
-            save_weights(self.run_dir / "last.safetensors", weights)
+            save_weights(self.run_dir / "last.safetensors", self.served_weights(weights))
             self.checkpoint()
+
+    def served_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the state dict of the whole network for one of what is trained of it."""
+        if self.net is self.served.net:
+            return weights
+        head = {f"head.{key}": value for key, value in weights.items()}
+        return {**self.served.net.state_dict(), **head}
+
+    def renew_statistics(self) -> None:
+        """After the weights were averaged: let batch normalisation measure what they yield."""
+        if self.recipe.average.kind != "swa":
+            return
+        batches = itertools.islice(self.loader.batches(0), _STATISTICS_BATCHES)
+        shown = (self.normalise(views.to(self.target)) for views, _ in batches)
+        torch.optim.swa_utils.update_bn(shown, self.net)
+
+    def probe(self) -> None:
+        """Note what goes on inside the network, where the recipe asks for it."""
+        if self.recipe.train.probe_every_epochs is None:
+            return
+        self.probes.append({"step": self.step, "layers": probe_to_dict(self.probed_layers())})
+
+    def probed_layers(self) -> tuple[LayerProbe, ...]:
+        """Return what the layers put out for the first validation images."""
+        views, _ = next(iter(self.validation))
+        return probe_layers(self.net, self.normalise(views[:_PROBED_IMAGES].to(self.target)))
 
     def finish_run(self, progress: TrainingProgress) -> None:
         """Measure the final weights as they will be served, in float32, and draw the curves."""
-        plain = self.evaluate(self.net.state_dict(), precision="fp32")
-        flipped = self.evaluate(self.net.state_dict(), precision="fp32", is_flip_averaged=True)
+        net = self.served.net
+        if self.is_stalled:
+            net.load_state_dict(load_weights(self.run_dir / "best.safetensors"))
+            save_weights(self.run_dir / "last.safetensors", net.state_dict())
+        batches, normalise = self.served.validation, self.served.normalise
+        plain = evaluate_views(net, normalise, batches)
+        flipped = evaluate_views(net, normalise, batches, is_flip_averaged=True)
         result = {
             "validation_images": plain.images,
             "top1": plain.top1,
             "top1_hflip": flipped.top1,
             "loss": plain.loss,
             "loss_hflip": flipped.loss,
+            "epochs": self.history[-1]["epoch"],
+            "is_stopped_early": self.step < self.total_steps,
             "train_seconds": sum(record["seconds"] for record in self.history),
         }
         save_json(self.run_dir / "result.json", result)
@@ -315,28 +418,20 @@ class Session:
             f"of {plain.images} validation images"
         )
 
-    def evaluate(
-        self,
-        weights: Mapping[str, Tensor],
-        *,
-        precision: Precision | None = None,
-        is_flip_averaged: bool = False,
-    ) -> Evaluation:
-        """Measure `weights` on the validation views, in the precision of training by default."""
-        used = self.precision if precision is None else precision
-        with torch.autocast(self.target.type, AUTOCAST[used], enabled=used != "fp32"):
-            return evaluate_views(
-                self.net,
-                self.normalise,
-                self.validation,
-                weights=weights,
-                is_flip_averaged=is_flip_averaged,
-            )
+    def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
+        """Measure `weights` on the validation images, in the precision of training."""
+        with torch.autocast(
+            self.target.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"
+        ):
+            return evaluate_views(self.net, self.normalise, self.validation, weights=weights)
 
     def checkpoint(self) -> None:
         """Write the history, then all that `restore` needs."""
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         save_text(self.run_dir / "history.jsonl", lines)
+        if self.probes:
+            lines = "".join(json.dumps(record) + "\n" for record in self.probes)
+            save_text(self.run_dir / "probe.jsonl", lines)
         state = {
             "step": self.step,
             "net": self.net.state_dict(),
@@ -363,8 +458,10 @@ class Session:
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         self.step = state["step"]
-        history = read_history(self.run_dir / "history.jsonl")
-        self.history = [record for record in history if record["step"] <= self.step]
+        self.history, self.probes = (
+            [one for one in read_history(self.run_dir / name) if one["step"] <= self.step]
+            for name in ("history.jsonl", "probe.jsonl")
+        )
 
 
 class DivergedError(TrainingError):
@@ -401,7 +498,7 @@ class _Tally:
 @torch.no_grad()
 def evaluate_views(
     net: nn.Module,
-    normalise: Normalise,
+    normalise: nn.Module,
     batches: Iterable[Batch],
     *,
     weights: Mapping[str, Tensor] | None = None,
@@ -421,9 +518,10 @@ def evaluate_views(
     state = net.state_dict() if weights is None else dict(weights)
     was_training = net.training
     net.eval()
+    device = next(net.parameters()).device
     images, loss, right = 0, 0.0, 0
     for views, labels in batches:
-        shown = [normalise(views.to(normalise.scale.device))]
+        shown = [normalise(views.to(device))]
         if is_flip_averaged:
             shown.append(shown[0].flip(3))
         scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]
@@ -444,9 +542,7 @@ def load_run(run_dir: Path, *, checkpoint: Literal["last", "best"] = "last") -> 
     facts = load_json(run_dir / "run.json")
     recipe = load_recipe(run_dir / "recipe.json")
     class_names = tuple(facts["class_names"])
-    net = build_model(
-        recipe.model.architecture, classes=len(class_names), options=recipe.model.options
-    )
+    net = build_network(recipe.model, classes=len(class_names), is_trained=True)
     weights = load_weights(run_dir / f"{checkpoint}.safetensors")
     try:
         net.load_state_dict(weights)
@@ -462,21 +558,11 @@ def side_at(schedule: Sequence[tuple[float, int]], epochs: float) -> int:
 
 def shrink(images: Tensor, side: int) -> Tensor:
     """Return float [B, 3, H, W] with the shorter of both sides `side` long; 0 leaves it."""
-    shorter = min(images.shape[2:])
-    if side in (0, shorter):
+    if side == 0:
         return images
+    shorter = min(images.shape[2:])
     size = [round(length * side / shorter) for length in images.shape[2:]]
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def freeze(net: nn.Module, recipe: TrainRecipe, *, epochs: float) -> None:
-    """Stop the training of parameters whose time is over after `epochs`."""
-    for name, limit in recipe.freeze_after_epochs.items():
-        try:
-            parameter = net.get_parameter(name)
-        except AttributeError:
-            raise TrainingError(f"train.freeze_after_epochs: no parameter {name}") from None
-        parameter.requires_grad_(epochs < limit)
 
 
 def _open_run_dir(recipe: Recipe, run_dir: Path, *, is_resumed: bool) -> None:
@@ -509,10 +595,7 @@ def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[s
 
 def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
     """Return the batches of training images as the recipe augments them."""
-    if len(dataset) < recipe.train.batch_size:
-        raise TrainingError(
-            f"train.batch_size {recipe.train.batch_size} is more than the {len(dataset)} images"
-        )
+    _checked_batch_size(recipe, dataset)
     if recipe.data.loading == "stream":
         return StreamLoader(dataset, recipe)
     views = torch.from_numpy(decode_views(dataset, recipe.input.preprocess))
@@ -531,6 +614,13 @@ def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
     )
 
 
+def _checked_batch_size(recipe: Recipe, dataset: Dataset) -> int:
+    size = recipe.train.batch_size
+    if len(dataset) < size:
+        raise TrainingError(f"train.batch_size {size} is more than the {len(dataset)} images")
+    return size
+
+
 def _validation_batches(recipe: Recipe, dataset: Dataset) -> Iterable[Batch]:
     if recipe.data.loading == "stream":
         return StreamedViews(dataset, recipe.input.preprocess, workers=recipe.data.decode_workers)
@@ -538,13 +628,8 @@ def _validation_batches(recipe: Recipe, dataset: Dataset) -> Iterable[Batch]:
 
 
 def _build_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    net = build_model(
-        recipe.model.architecture,
-        classes=len(dataset.class_names),
-        is_pretrained=recipe.model.pretrained,
-        options=recipe.model.options,
-    )
-    if isinstance(net, Airbench):
+    net = build_network(recipe.model, classes=len(dataset.class_names))
+    if isinstance(net, Airbench) and recipe.model.weights is None:
         some = dataset.subset(range(min(_WHITENING_IMAGES, len(dataset))))
         views = torch.from_numpy(decode_views(some, recipe.input.preprocess))
         net.whiten_like(Normalise(recipe.input.normalisation)(views))

@@ -70,3 +70,25 @@ def test_no_average_changes_nothing():
     average.finish(net)
     assert float(net[0].weight.detach()) == 2.0
     assert torch.equal(average.evaluated_state(net)["0.weight"], net[0].weight)
+
+
+def test_swa_is_the_plain_mean_of_the_late_networks():
+    net = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(AverageRecipe(kind="swa", every_steps=2, start_fraction=0.5), net, 12)
+    for step in range(1, 13):
+        with torch.no_grad():
+            net.weight.fill_(float(step))
+        average.update(net, step)
+    assert float(average.evaluated_state(net)["weight"]) == 12
+    average.finish(net)
+    assert float(net.weight.detach()) == pytest.approx((8 + 10 + 12) / 3)
+
+
+def test_swa_that_never_began_leaves_the_network():
+    net = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(AverageRecipe(kind="swa", every_steps=9), net, 4)
+    with torch.no_grad():
+        net.weight.fill_(3.0)
+    average.update(net, 4)
+    average.finish(net)
+    assert float(net.weight.detach()) == 3

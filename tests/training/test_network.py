@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from training.checkpoint import save_weights
+from training.config import ModelRecipe
+from training.errors import TrainingError
+from training.network import build_network
+
+
+def build(name="timm:test_resnet", classes=3, **options):
+    return build_network(ModelRecipe(architecture=name, **options), classes=classes)
+
+
+def test_dropout_drops_features_before_the_classifier_in_training_only():
+    net = build(dropout=0.5)
+    seen = []
+    net.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    images = torch.randn(4, 3, 32, 32)
+    _, features = net.train().forward_with_embedding(images)
+    kept = seen[0] != 0
+    # The features are those of a ReLU: some are 0 anyway.
+    assert 0.3 < kept.sum() / (features != 0).sum() < 0.7
+    assert torch.allclose(seen[0][kept], 2 * features[kept])
+    net.eval().forward_with_embedding(images)
+    assert torch.equal(seen[1], net.forward_with_embedding(images)[1])
+    assert net.state_dict().keys() == build().state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:convnext_tiny"])
+def test_drop_path_leaves_branches_out_in_training_only(name):
+    torch.manual_seed(0)
+    net = build(name, drop_path=0.5)
+    images = torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1)
+    for one in net.modules():
+        if isinstance(one, nn.modules.batchnorm._BatchNorm):
+            one.eval()
+            # timm's branches end in a scale of 0, and are as good as left out.
+            nn.init.ones_(one.weight)
+    spread = net(images).std(dim=0).max()
+    assert spread > 1e-7
+    assert net.eval()(images).std(dim=0).max() < spread / 100 + 1e-6
+
+
+def test_what_has_no_residual_branches_has_no_drop_path():
+    with pytest.raises(TrainingError, match="drop_path: seed:lenet5 has none"):
+        build("seed:lenet5", drop_path=0.1)
+
+
+def test_weights_of_a_run_are_taken_over_with_a_new_head_for_new_classes(tmp_path):
+    source = build(classes=5)
+    save_weights(tmp_path / "best.safetensors", source.state_dict())
+    same = build(classes=5, weights=tmp_path)
+    assert all(
+        torch.equal(value, source.state_dict()[key]) for key, value in same.state_dict().items()
+    )
+    other = build(classes=3, weights=tmp_path / "best.safetensors")
+    for key, value in other.state_dict().items():
+        if not key.startswith("head."):
+            assert torch.equal(value, source.state_dict()[key])
+    assert other.head.weight.shape[0] == 3
+
+
+def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path):
+    save_weights(tmp_path / "w.safetensors", build().state_dict())
+    for name in ("seed:lenet5", "timm:test_efficientnet"):
+        with pytest.raises(TrainingError, match=r"w\.safetensors: weights of another network: no"):
+            build(name, weights=tmp_path / "w.safetensors")
+
+
+def test_initialisation_and_norm_are_applied():
+    net = build(initialisation="orthogonal", norm="group")
+    weight = net.head.weight
+    assert torch.allclose(weight @ weight.T, torch.eye(3), atol=1e-5)
+    assert not any(isinstance(one, nn.BatchNorm2d) for one in net.modules())

@@ -1,0 +1,95 @@
+"""The network of a recipe, from `recipe.model`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from training.checkpoint import load_weights
+from training.config import ModelRecipe
+from training.errors import TrainingError
+from training.models.initialise import initialise
+from training.models.norm_layers import replace_norms
+from training.models.registry import Option, build_model
+
+# What providers call the share of residual branches that are left out.
+_DROP_PATH = ("drop_path_rate", "stochastic_depth_prob")
+
+
+def build_network(recipe: ModelRecipe, *, classes: int, is_trained: bool = False) -> nn.Module:
+    """Return the network of a recipe, in training mode.
+
+    Args:
+        recipe: which one.
+        classes: number of logits.
+        is_trained: its weights are loaded afterwards, so none are looked for.
+
+    Raises:
+        TrainingError: the network, an option or its first weights cannot be had.
+    """
+    is_pretrained = recipe.pretrained and not is_trained
+    net = _with_drop_path(recipe, classes, is_pretrained)
+    if recipe.norm != "default":
+        replace_norms(net, recipe.norm)
+    if recipe.initialisation != "default" and not is_trained:
+        initialise(net, recipe.initialisation)
+    if recipe.weights is not None and not is_trained:
+        load_backbone(net, recipe.weights)
+    if recipe.dropout and not is_trained:
+        _add_dropout(net, recipe)
+    return net
+
+
+def load_backbone(net: nn.Module, source: Path) -> None:
+    """Load weights into `net`; a classifier of another number of classes stays as it is.
+
+    Raises:
+        TrainingError: they belong to another network.
+    """
+    path = source / "best.safetensors" if source.is_dir() else source
+    weights, own = load_weights(path), net.state_dict()
+    head = [key for key in own if key.startswith("head.") and key in weights]
+    if any(weights[key].shape != own[key].shape for key in head):
+        for key in head:
+            weights[key] = own[key]
+    problem = _mismatch(own, weights)
+    if problem:
+        raise TrainingError(f"{path}: weights of another network: {problem}")
+    net.load_state_dict(weights)
+
+
+def _mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    for told, keys in (("no", own.keys() - weights), ("an unknown", weights.keys() - own)):
+        if keys:
+            return f"{told} {min(keys)} ({len(keys)} such in all)"
+    for key in own:
+        if own[key].shape != weights[key].shape:
+            return f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
+    return ""
+
+
+def _with_drop_path(recipe: ModelRecipe, classes: int, is_pretrained: bool) -> nn.Module:
+    options: list[Mapping[str, Option]] = [recipe.options]
+    if recipe.drop_path:
+        options = [{**recipe.options, name: recipe.drop_path} for name in _DROP_PATH]
+    for attempt in options:
+        try:
+            return build_model(
+                recipe.architecture, classes=classes, is_pretrained=is_pretrained, options=attempt
+            )
+        except TrainingError as error:
+            refused = error
+            if not (recipe.drop_path and any(name in str(error) for name in _DROP_PATH)):
+                raise
+    raise TrainingError(f"model.drop_path: {recipe.architecture} has none") from refused
+
+
+def _add_dropout(net: nn.Module, recipe: ModelRecipe) -> None:
+    head = getattr(net, "head", None)
+    if not isinstance(head, nn.Module):
+        raise TrainingError(f"model.dropout: {recipe.architecture} has no head to put it before")
+    dropout = nn.Dropout(recipe.dropout)
+    # As a hook, so that weights keep their names.
+    head.register_forward_pre_hook(
+        lambda own, inputs: (dropout.train(own.training)(inputs[0]), *inputs[1:])
+    )
