@@ -1,4 +1,4 @@
-// Draws openapi.json, and tries the service out. No library, nothing from another origin; whatever
+// Draws openapi.json. No library, nothing from another origin; whatever
 // comes from the server is put in as text, never as HTML.
 "use strict";
 
@@ -114,7 +114,7 @@ function drawOperation(path, method, operation) {
       make("span", { className: "about" }, operation.summary)),
     make("div", { className: "body" },
       operation.description ? make("p", {}, ...prose(operation.description)) : null,
-      make("pre", {}, example(path, method)),
+      make("pre", { tabIndex: 0 }, example(path, method)),
       ...drawParameters(operation), ...drawBody(operation), ...drawResponses(operation)));
 }
 
@@ -129,9 +129,6 @@ function draw(api) {
   }
   $("schemas").append(make("h2", {}, "Schemas"),
     ...Object.entries(api.components.schemas).map(([name, schema]) => drawSchema(name, schema)));
-  $("key-label").hidden = !api.components.securitySchemes;
-  const policies = api.paths["/v1/classify"].post.parameters.find((one) => one.name === "tta");
-  $("tta").append(...policies.schema.enum.map((name) => make("option", {}, name)));
   openLinked();
 }
 
@@ -143,77 +140,7 @@ function openLinked() {
   }
 }
 
-// ---- try it ----
-
-// Kept in the field alone: a page that is closed forgets it.
-function credentials() {
-  const key = $("key").value.trim();
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
-
-let picked = null;
-
-function pick(file) {
-  if (!file) return;
-  picked = file;
-  URL.revokeObjectURL($("preview").src);
-  $("preview").src = URL.createObjectURL(file);
-  $("preview").alt = file.name;
-  $("preview").hidden = false;
-  $("prompt").hidden = true;
-  $("send").disabled = false;
-  $("answer").replaceChildren();
-}
-
-function drawPredictions(answer, response) {
-  const timing = (response.headers.get("server-timing") || "")
-    .replaceAll(";dur=", " ").replace(/(\.\d)\d+/g, "$1");
-  const facts = `${answer.model} version ${answer.version} · ${answer.image.format} ` +
-    `${answer.image.width}×${answer.image.height} · ms: ${timing}`;
-  return [
-    answer.abstained ? make("p", { className: "problem" }, "The model abstains: not sure enough.") : null,
-    ...answer.predictions.map((one) => make("div", { className: "prediction" },
-      make("span", {}, one.label),
-      make("meter", { min: 0, max: 1, value: one.score, title: `class ${one.index}` }),
-      make("span", { className: "score" }, `${(one.score * 100).toFixed(1)} %`))),
-    make("p", { className: "soft" }, facts),
-  ].filter(Boolean);
-}
-
-async function classify(event) {
-  event.preventDefault();
-  const url = new URL("v1/classify", document.baseURI);
-  for (const name of ["model", "top_k", "tta"]) {
-    if ($(name).value) url.searchParams.set(name, $(name).value);
-  }
-  $("send").disabled = true;
-  try {
-    const response = await fetch(url, { method: "POST", body: picked, headers: credentials() });
-    const answer = await response.json();
-    const told = response.ok
-      ? drawPredictions(answer, response)
-      : [make("p", { className: "problem" }, make("code", {}, answer.code), ` ${answer.detail}`)];
-    $("answer").replaceChildren(...told, make("details", {}, make("summary", {}, "JSON"),
-      make("pre", {}, JSON.stringify(answer, null, 2))));
-  } catch (error) {
-    $("answer").replaceChildren(make("p", { className: "problem" }, `No answer: ${error.message}`));
-  } finally {
-    $("send").disabled = false;
-  }
-}
-
-function listen() {
-  const drop = $("drop");
-  const over = (is) => (event) => { event.preventDefault(); drop.classList.toggle("over", is); };
-  drop.addEventListener("dragover", over(true));
-  drop.addEventListener("dragleave", over(false));
-  drop.addEventListener("drop", (event) => { over(false)(event); pick(event.dataTransfer.files[0]); });
-  addEventListener("paste", (event) => pick(event.clipboardData.files[0]));
-  addEventListener("hashchange", openLinked);
-  $("image").addEventListener("change", (event) => pick(event.target.files[0]));
-  $("try").addEventListener("submit", classify);
-  $("key").addEventListener("change", showModels);
-}
+// ---- the page ----
 
 async function showState() {
   const state = $("state");
@@ -223,16 +150,6 @@ async function showState() {
   state.textContent = answer ? answer.code || answer.status : "out of reach";
 }
 
-async function showModels() {
-  const response = await fetch("v1/models", { headers: credentials() });
-  if (!response.ok) return;
-  const { models } = await response.json();
-  $("model").replaceChildren(...models.map((one) => make("option",
-    { value: `${one.name}@${one.version}`, selected: one.is_default },
-    `${one.name}@${one.version}`)));
-}
-
-listen();
+addEventListener("hashchange", openLinked);
 showState();
-showModels();
 fetch("openapi.json").then((response) => response.json()).then(draw);

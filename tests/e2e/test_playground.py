@@ -64,7 +64,7 @@ def bundled(tmp_path_factory, make_server):
 class Visit:
     """One visit of the page; what its browser complains about is kept."""
 
-    def __init__(self, context, server):
+    def __init__(self, context, server, path=""):
         self.origin = f"http://127.0.0.1:{server.http_port}/"
         self.complaints = []
         self.addresses = set()
@@ -73,7 +73,7 @@ class Visit:
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.addresses.add(request.url))
-        self.page.goto(self.origin)
+        self.page.goto(self.origin + path)
 
     def _hear(self, message):
         if message.type in ("error", "warning"):
@@ -106,10 +106,10 @@ def visit(browser, bundled):
     """`visit(server=..., **options of the browser's context)`."""
     contexts, visits = [], []
 
-    def open_page(server=bundled, **options):
+    def open_page(server=bundled, path="", **options):
         context = browser.new_context(**{"reduced_motion": "reduce", **options})
         contexts.append(context)
-        visits.append(Visit(context, server))
+        visits.append(Visit(context, server, path))
         return visits[-1]
 
     yield open_page
@@ -220,6 +220,31 @@ def test_choices_ask_anew(visit):
     assert abs(one.stage_pixels() - first).mean() > 1
 
 
+def test_an_unsure_answer_says_that_it_abstains(visit):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    one = visit()
+    one.drop(noise__png=file.getvalue())
+    expect(one.page.locator("#answer .abstained")).to_contain_text("under 71.6 %")
+    expect(one.page.locator("#list .tag")).to_have_text("abstained")
+
+
+def test_images_are_pasted(visit):
+    one = visit()
+    expect(one.page.locator("#model option")).not_to_have_count(0)
+    one.page.evaluate(
+        """async (bytes) => {
+          const pasted = new DataTransfer();
+          const data = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
+          pasted.items.add(new File([data], "pasted.jpeg"));
+          dispatchEvent(new ClipboardEvent("paste", { clipboardData: pasted }));
+        }""",
+        base64.b64encode(read("1.jpeg")).decode(),
+    )
+    expect(one.best).to_contain_text("automobile")
+
+
 def test_the_camera_gives_a_picture(visit):
     one = visit(permissions=["camera"])
     one.page.click("#open-camera")
@@ -315,7 +340,7 @@ def test_a_service_that_is_gone_is_said_to_be(visit):
 
 
 def test_behind_keys_the_page_asks_for_one_and_forgets_it_with_its_tab(
-    visit, tmp_path, make_server, browser
+    visit, tmp_path, make_server, growing_repository
 ):
     keys = tmp_path / "keys.json"
     command = [Path(sys.executable).with_name("fivecrop"), "keys", "add", "--file", keys]
@@ -324,7 +349,11 @@ def test_behind_keys_the_page_asks_for_one_and_forgets_it_with_its_tab(
     )
     key = made.stdout.strip()
     (tmp_path / "server").mkdir()
-    with make_server(tmp_path / "server", ROOT / "exported_models", api_keys=keys) as locked:
+    name, repository = growing_repository.NAME, growing_repository.folder
+    growing_repository.publish(2)
+    shutil.copytree(ROOT / "exported_models/cifar10-airbench", repository / "cifar10-airbench")
+    options = {"version_policy": "all", "default_model": "cifar10-airbench", "api_keys": keys}
+    with make_server(tmp_path / "server", repository, **options) as locked:
         locked.wait_ready()
         one = visit(locked)
         dialog = one.page.locator("#key-dialog")
@@ -341,6 +370,16 @@ def test_behind_keys_the_page_asks_for_one_and_forgets_it_with_its_tab(
         snippet = one.page.locator("#snippet").inner_text()
         assert "$FIVECROP_KEY" in snippet
         assert key not in one.page.content() + one.page.url
+        # Other models, other versions, other ways to find the evidence.
+        one.page.select_option("#model", name)
+        one.page.select_option("#version", "1")
+        one.wait_answered()
+        first = one.best.inner_text()
+        one.page.select_option("#version", "2")
+        one.wait_answered()
+        assert one.best.inner_text() != first
+        one.page.check("#evidence")
+        expect(one.page.locator(".overlay")).to_be_visible()
         one.page.reload()
         expect(one.page.locator("#model option")).not_to_have_count(0)
         kept = one.page.context.storage_state()["origins"]
@@ -353,6 +392,24 @@ def test_behind_keys_the_page_asks_for_one_and_forgets_it_with_its_tab(
 # ---- for everybody ----
 
 
+def find_faults(page):
+    """What axe objects to, however little."""
+    found = Axe().run(page).response["violations"]
+    return [(one["id"], one["impact"], [node["html"] for node in one["nodes"]]) for one in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_documentation_of_the_api_is_fine_too(visit, scheme):
+    one = visit(path="docs", color_scheme=scheme, viewport={"width": 360, "height": 740})
+    operation = one.page.locator("#classify")
+    operation.locator("summary").click()
+    expect(operation).to_contain_text("top_k")
+    assert find_faults(one.page) == []
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= 360
+    one.page.click("h1 a")
+    expect(one.page.locator("#drop")).to_be_visible()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_axe_finds_nothing_and_nothing_sticks_out(visit, width, scheme):
@@ -361,9 +418,7 @@ def test_axe_finds_nothing_and_nothing_sticks_out(visit, width, scheme):
     expect(one.page.locator("#model option")).not_to_have_count(0)
 
     def examine(what):
-        found = Axe().run(one.page).response["violations"]
-        told = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
-        assert told == [], what
+        assert find_faults(one.page) == [], what
         assert one.page.evaluate("document.documentElement.scrollWidth") <= size["width"], what
 
     examine("empty")

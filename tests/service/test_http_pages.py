@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -58,7 +59,7 @@ async def test_every_file_that_a_page_names_is_there(open_pages):
             named = re.findall(r"(?:src|href)=\"([^#\"]+)\"", text)
             assert named
             for name in named:
-                assert (await client.get(f"/{name}")).status_code == 200, name
+                assert (await client.get(urljoin(page, name))).status_code == 200, name
     for script in (WEB / "playground").glob("*.js"):
         for name in re.findall(r"from \"\./([\w.]+)\"", script.read_text()):
             assert (WEB / "playground" / name).is_file(), name
