@@ -1,0 +1,185 @@
+"""Measures offline scoring beside the limit of the cores and the loop that people write.
+
+``python -m benchmarks.scoring`` scores the photographs again and again, in alternation with the
+tight loops of ``benchmarks.limit`` and ``benchmarks.peers.dataloader_loop``, and prints a table of
+medians and ranges. CPU times are of a whole process tree; what a program costs before its first
+image is taken off by a run over few images, and shown as its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.limit import Limit, measure_limit
+from benchmarks.models import BenchModel, make_models
+from benchmarks.photographs import BENCH_FOLDER, DEFAULT_FOLDER, load_photographs
+from benchmarks.process_tree import PeakMemory
+from benchmarks.progress import say
+from service.cores import count_cores
+
+FEW = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One program over some photographs; CPU time and peak memory of its whole process tree."""
+
+    images: int
+    images_per_second: float
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A program in one round, its start taken off."""
+
+    efficiency: float
+    cpu_efficiency: float
+    images_per_second: float
+    cpu_ms: float
+    start_s: float
+    start_cpu_s: float
+    peak_mb: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photographs", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=[])
+    options = parser.parse_args(arguments)
+    photographs = load_photographs(options.photographs)
+    models = [
+        model
+        for model in make_models(photographs)
+        if not options.models or model.name in options.models
+    ]
+    lists = {}
+    for count in (FEW, options.images):
+        lists[count] = (BENCH_FOLDER / f"scoring-{count}.txt").resolve()
+        names = [str(path.resolve()) for path in photographs.paths]
+        lists[count].write_text("".join(f"{names[i % len(names)]}\n" for i in range(count)))
+    print(
+        "| model | program | efficiency | the same by CPU time | images/s | CPU-ms | start | MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for model in models:
+        _measure(model, photographs.folder, lists, options.rounds)
+
+
+def _measure(model: BenchModel, folder: Path, lists: dict[int, Path], rounds: int) -> None:
+    found: dict[str, list[Result]] = {"fivecrop score": [], "DataLoader + ONNX Runtime": []}
+    programs = {"fivecrop score": _score, "DataLoader + ONNX Runtime": _loop}
+    few, many = sorted(lists)
+    for number in range(rounds):
+        say(f"{model.name}: round {number + 1}")
+        before = _limit(model, folder)
+        for name, run in programs.items():
+            start = run(model, lists[few])
+            whole = run(model, lists[many])
+            after = _limit(model, folder)
+            found[name].append(_compare(start, whole, (before, after)))
+            before = after
+    for name, results in found.items():
+        print(_line(model.name, name, results), flush=True)
+
+
+def _limit(model: BenchModel, folder: Path) -> Limit:
+    return measure_limit(model.folder, folder, seconds=6.0, cores=count_cores())
+
+
+def _compare(start: Run, whole: Run, limits: tuple[Limit, Limit]) -> Result:
+    cpu_ms = (whole.cpu_seconds - start.cpu_seconds) / (whole.images - start.images) * 1000
+    return Result(
+        efficiency=whole.images_per_second
+        / statistics.mean(limit.images_per_second for limit in limits),
+        cpu_efficiency=statistics.mean(limit.cpu_ms for limit in limits) / cpu_ms,
+        images_per_second=whole.images_per_second,
+        cpu_ms=cpu_ms,
+        start_s=whole.seconds - whole.images / whole.images_per_second,
+        start_cpu_s=start.cpu_seconds - start.images * cpu_ms / 1000,
+        peak_mb=whole.peak_mb,
+    )
+
+
+def _line(model: str, name: str, results: list[Result]) -> str:
+    def show(attribute: str, digits: int) -> str:
+        values = sorted(getattr(one, attribute) for one in results)
+        median, low, high = statistics.median(values), values[0], values[-1]
+        return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+    cells = [
+        *(show("efficiency", 2), show("cpu_efficiency", 2), show("images_per_second", 1)),
+        *(show("cpu_ms", 1), f"{show('start_s', 1)} s, CPU {show('start_cpu_s', 1)} s"),
+        show("peak_mb", 0),
+    ]
+    return f"| {model} | {name} | {' | '.join(cells)} |"
+
+
+def _score(model: BenchModel, photographs: Path) -> Run:
+    out = BENCH_FOLDER / "scores"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("fivecrop")), "score", str(photographs)]
+    command += ["--model", model.name, "--model-repository", str(model.repository)]
+    shown, seconds, cpu_seconds, peak_mb = _run([*command, "--out", str(out), "--json"])
+    facts = json.loads(shown.splitlines()[-1])
+    if facts["errors"]:
+        raise RuntimeError(f"{facts['errors']} photographs failed")
+    return Run(
+        images=facts["done"],
+        images_per_second=facts["images_per_second"],
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        peak_mb=peak_mb,
+    )
+
+
+def _loop(model: BenchModel, photographs: Path) -> Run:
+    preprocess = model.manifest.preprocess
+    command = [sys.executable, "-m", "benchmarks.peers.dataloader_loop", str(model.onnx_path)]
+    command += [str(photographs), str(BENCH_FOLDER / "loop.csv")]
+    command += ["--resize", str(preprocess.resize.size), "--crop", str(preprocess.crop.height)]
+    shown, seconds, cpu_seconds, peak_mb = _run(command)
+    facts = json.loads(shown)
+    return Run(
+        images=facts["images"],
+        images_per_second=facts["images"] / facts["seconds"],
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        peak_mb=peak_mb,
+    )
+
+
+def _run(command: list[str]) -> tuple[str, float, float, float]:
+    """Returns what a program printed, its time, its tree's CPU time and peak memory (PSS)."""
+    started = time.monotonic()
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    with PeakMemory(process.pid) as memory:
+        shown = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    process.stdout.close()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - started
+    if process.returncode:
+        raise RuntimeError(f"{command[1]} ended with {process.returncode}")
+    return shown, seconds, usage.ru_utime + usage.ru_stime, memory.peak_bytes / 1e6
+
+
+if __name__ == "__main__":
+    main()
