@@ -22,7 +22,7 @@ from service.score.job import score_dataset
 from service.score.options import FORMATS, ScoreOptions
 from service.score.status import read_status, tell_status
 from service.score.storage import is_url, tell
-from service.settings import VariantChoice
+from service.settings import CLIENT_KEY, VariantChoice
 
 
 class _ScoreGroup(click.Group):
@@ -59,7 +59,15 @@ def score() -> None:
 @click.option("--probabilities", is_flag=True, help="Add the probability of every class.")
 @click.option("--sha256", is_flag=True, help="Add the sha256 of each image file.")
 @click.option("--variant", type=click.Choice([one.value for one in VariantChoice]))
-@click.option("--workers", type=int, metavar="N", help="Processes [default: one a core].")
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Processes [default: one a core], or images asked for at a time [16].",
+)
+@click.option("--engine", type=click.Choice(["local", "http"]), default="local", show_default=True)
+@click.option("--url", help="Of the running service that `--engine http` asks.")
+@click.option("--key", envvar=CLIENT_KEY, help=f"API key for it; or in {CLIENT_KEY}.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N images.")
 @click.option("--shard", metavar="I/N", help="Every N-th image, from the I-th on.")
 @click.option("--column", help="Of tables: what holds paths or images.")
@@ -91,6 +99,8 @@ def run(
     *,
     resume: bool,
     as_json: bool,
+    engine: str,
+    url: str | None,
     **chosen: Any,
 ) -> None:
     """Score every image of the inputs into --out.
@@ -100,7 +110,9 @@ def run(
     a path or a URL that fsspec opens.
     """
     configure_log("warning")
-    options = ScoreOptions(**chosen)
+    if (engine == "http") != (url is not None):
+        raise ScoreError("--engine http and --url go together")
+    options = ScoreOptions(url=url, **chosen)
     display = make_display(as_json=as_json)
     with display, _stoppable() as should_stop:
         try:

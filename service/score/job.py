@@ -102,12 +102,10 @@ def score_dataset(
         import_pyarrow()
     if not resume:
         check_empty(folder)
-    bundle = _find_bundle(settings, options.model)
-    setup = Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)
-    engine = WorkerPool(setup, options.workers or count_cores())
+    engine, stamp = _start_engine(options, settings)
     try:
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)
-        job = _Job(found, folder, options, bundle, engine)
+        job = _Job(found, folder, options, stamp, engine)
         return job.run(resume=resume, watch=watch, should_stop=should_stop)
     finally:
         engine.close()
@@ -119,18 +117,14 @@ class _Job:
         inputs: Inputs,
         folder: Folder,
         options: ScoreOptions,
-        bundle: Bundle,
+        stamp: Stamp,
         engine: ScoringEngine,
     ) -> None:
         self._inputs = inputs
         self._folder = folder
         self._options = options
         self._engine = engine
-        self._stamp = Stamp(
-            model=bundle.manifest.name,
-            version=bundle.manifest.version,
-            bundle_digest=bundle.digest,
-        )
+        self._stamp = stamp
 
     def run(
         self,
@@ -273,6 +267,22 @@ def _open_dataset(folder: Folder, identity: dict[str, Any], *, resume: bool) -> 
 def _load_settings(options: ScoreOptions) -> Settings:
     given = {"model_repository": options.model_repository, "variant": options.variant}
     return load_settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _start_engine(options: ScoreOptions, settings: Settings) -> tuple[ScoringEngine, Stamp]:
+    if options.url is not None:
+        from service.score.service_engine import ServiceEngine
+
+        asking = ServiceEngine(options.url, options, options.key, settings.max_body_bytes)
+        return asking, asking.stamp
+    bundle = _find_bundle(settings, options.model)
+    setup = Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)
+    stamp = Stamp(
+        model=bundle.manifest.name,
+        version=bundle.manifest.version,
+        bundle_digest=bundle.digest,
+    )
+    return WorkerPool(setup, options.workers or count_cores()), stamp
 
 
 def _find_bundle(settings: Settings, reference: str) -> Bundle:

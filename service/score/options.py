@@ -33,7 +33,9 @@ class ScoreOptions:
         format: Of the output.
         limit: Only the first so many images of the input.
         shard: I/N: every N-th image, from the I-th on.
-        workers: Processes; None takes the cores of this process.
+        workers: Processes; None takes the cores of this process. With `url` images at a time.
+        url: Of a running service that is to answer, in place of this machine.
+        key: API key for it.
         max_error_rate: Share of images that may fail before the job gives up.
         part_rows: Rows in a part file at most.
         part_seconds: A part is written after so long even when it is not full.
@@ -53,6 +55,8 @@ class ScoreOptions:
     limit: int | None = None
     shard: str | None = None
     workers: int | None = None
+    url: str | None = None
+    key: str | None = None
     max_error_rate: float = 0.1
     part_rows: int = 10_000
     part_seconds: float = 30.0

@@ -27,6 +27,7 @@ from service.score.options import ScoreOptions
 from service.score.row import ABSTAINED, ERROR, OK, Row, printable
 from service.score.storage import code_of
 from service.settings import Settings
+from service.url_guard import refuse_url
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Scorer:
         digest = hashlib.sha256(data).hexdigest() if self._options.sha256 else None
         prepared: PreparedImage | None = None
         try:
+            refuse_url(data)
             prepared = prepare(
                 data, self._bundle.manifest.preprocess, tta=self._tta, limits=self._limits
             )

@@ -68,3 +68,20 @@ def test_the_commands_about_buckets_score_a_folder_and_shards(bucket, tmp_path):
     assert len(local) == len(remote) == len(IMAGES)
     assert {row["model"] for row in local + remote} == {"cifar10-airbench"}
     assert {row["bundle_digest"] for row in local} == {row["bundle_digest"] for row in remote}
+
+
+def test_the_example_in_python_scores_a_folder_and_goes_on(tmp_path):
+    for path in IMAGES:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    command = [sys.executable, "docs/examples/score_folder.py", tmp_path, tmp_path / ".scores"]
+    for _ in range(2):
+        shown = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        assert f"done: {len(IMAGES)} images" in shown
+        assert re.search(r"^ +[0-9]+ airplane$", shown, re.M)

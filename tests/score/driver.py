@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from service.cli import main
 from service.score import folder, pool
-from service.score.command import score
 
 WORKER = """
 import os
@@ -38,4 +38,4 @@ if __name__ == "__main__":
         pool.COMMAND = (sys.executable, "-c", WORKER)
     if "NAIVE" in os.environ:
         folder.LocalFolder.write = write_in_place
-    score()
+    main(["score", *sys.argv[1:]])
