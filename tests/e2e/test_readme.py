@@ -1,4 +1,4 @@
-"""The README, executed: its commands and its example answer, against the bundled model."""
+"""The README and what it leads to, executed: commands and answers, against the bundled model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ CLIENTS = ROOT / ".venv/clients/bin/python"  # of other servers; `make e2e` inst
 @pytest.fixture(scope="module")
 def readme():
     return (ROOT / "README.md").read_text()
+
+
+def document(name):
+    """The text of docs/NAME.md."""
+    return (ROOT / f"docs/{name}.md").read_text()
 
 
 @pytest.fixture
@@ -80,8 +85,8 @@ def test_the_python_block_prints_one_answer_from_both_clients(readme, bundled):
     assert over_grpc == over_bentoml
 
 
-def test_the_clients_of_other_servers_are_answered(readme, start_server):
-    (block,) = re.findall(r"```\n(IMAGE=.*?)```", readme, re.S)
+def test_the_clients_of_other_servers_are_answered(start_server):
+    (block,) = re.findall(r"```\n(IMAGE=.*?)```", document("clients"), re.S)
     drop_ins = {"torchserve": True, "tfserving": True, "sagemaker": True}
     server = start_server(ROOT / "exported_models", **drop_ins).wait_ready()
     script = on_ports(block, server).replace("curl ", "echo; curl -sSf ")
@@ -98,8 +103,8 @@ def test_the_clients_of_other_servers_are_answered(readme, start_server):
     assert sagemaker["predictions"][0]["label"] == "airplane"
 
 
-def test_the_block_for_triton_clients_prints_what_is_shown(readme, bundled):
-    text = section(readme, "Use it from Triton clients")
+def test_the_block_for_triton_clients_prints_what_is_shown(bundled):
+    text = section(document("clients"), "Triton and KServe")
     ((block, shown),) = re.findall(r"```python\n(.*?)```\n.*?```\n(.*?)```", text, re.S)
     # Another processor rounds otherwise, so not to the last digits.
     told, expected = (
@@ -111,8 +116,9 @@ def test_the_block_for_triton_clients_prints_what_is_shown(readme, bundled):
     assert scores == pytest.approx(expected_scores, abs=1e-3)
 
 
-def test_the_lines_about_keys_lock_the_server(readme, start_server, tmp_path):
-    make_key, serve, ask = re.search(r"^(KEY=.*)\n(.* serve .*)\n(curl .*)$", readme, re.M).groups()
+def test_the_lines_about_keys_lock_the_server(start_server, tmp_path):
+    lines = re.search(r"^(KEY=.*)\n(.* serve .*)\n(curl .*)$", document("serve"), re.M)
+    make_key, serve, ask = lines.groups()
     keys = tmp_path / "keys.json"
     make_key = make_key.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     script = make_key.replace("keys.json", str(keys)) + " && echo $KEY"
@@ -126,9 +132,9 @@ def test_the_lines_about_keys_lock_the_server(readme, start_server, tmp_path):
 
 
 def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
-    readme, start_server, tmp_path, wait_until
+    start_server, tmp_path, wait_until
 ):
-    text = section(readme, "Roll out a new version")
+    text = document("rollout")
     (start, steps) = re.findall(r"```\n(.*?)```", text, re.S)
     make_key, serve = start.strip().splitlines()
     assert serve.endswith("serve --api-keys keys.json --model-watch")
@@ -173,8 +179,8 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ canary stable", run(show))
 
 
-def test_the_commands_about_architectures_answer(readme):
-    commands = re.findall(r"^\.venv/bin/(fivecrop) (arch .*)$", readme, re.M)
+def test_the_commands_about_architectures_answer():
+    commands = re.findall(r"^\.venv/bin/(fivecrop) (arch .*)$", document("train"), re.M)
     told = [
         subprocess.run(
             [Path(sys.executable).with_name(program), *shlex.split(arguments)],
@@ -189,8 +195,8 @@ def test_the_commands_about_architectures_answer(readme):
         assert word in text
 
 
-def test_the_commands_that_explain_give_a_picture_and_numbers(readme, bundled, tmp_path):
-    picture, numbers = re.findall(r"^curl -T .*/v1/explain.*$", readme, re.M)
+def test_the_commands_that_explain_give_a_picture_and_numbers(bundled, tmp_path):
+    picture, numbers = re.findall(r"^curl -T .*/v1/explain.*$", document("serve"), re.M)
     command = shlex.split(on_ports(picture, bundled))
     command[command.index("evidence.png")] = str(tmp_path / "evidence.png")
     subprocess.run([*command, "-s"], cwd=ROOT, check=True)

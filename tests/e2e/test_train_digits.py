@@ -16,7 +16,7 @@ from service.bundle.repository import read_bundle, verify_files
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs/train.md"
 RECIPE = "training/recipes/digits-lenet5.toml"
 
 
@@ -53,8 +53,8 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, 
 
 
 def check_cascade(repository, bundle, start_server):
-    """More views only where the plain answer is not sure, as the README does it."""
-    (command,) = re.findall(r"^\.venv/bin/fivecrop (tune-cascade .*)$", README.read_text(), re.M)
+    """More views only where the plain answer is not sure, as the document does it."""
+    (command,) = re.findall(r"^\.venv/bin/fivecrop (tune-cascade .*)$", DOCUMENT.read_text(), re.M)
     made = json.loads(fivecrop(*command.split(), "--repository", repository, "--json"))
     measured = made["measured"]
     assert measured["images"] == 180
