@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Never, cast
 
 from service.batcher import Batcher
-from service.bundle.decode_cost import estimate_decode_s
 from service.bundle.heatmap import draw_views
+from service.bundle.image_source import ImageSource, estimate_prepare_s, prepare_source
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
-from service.bundle.preprocess import count_views, prepare
+from service.bundle.preprocess import count_views
 from service.classification import (
     Classification,
     ExplainOptions,
@@ -152,8 +152,8 @@ class Classifier:
             )
         )
 
-    async def classify(self, image: bytes, options: Options) -> Classification:
-        """Returns the answer for one encoded image.
+    async def classify(self, image: ImageSource, options: Options) -> Classification:
+        """Returns the answer for one image.
 
         When the caller is cancelled its job is dropped before it runs, and its batch neighbours
         notice nothing.
@@ -178,7 +178,7 @@ class Classifier:
         self._metrics.models.observe_answer(model.name, model.version, time.monotonic() - start)
         return result
 
-    async def _compute(self, model: Model, image: bytes, options: Options) -> Classification:
+    async def _compute(self, model: Model, image: ImageSource, options: Options) -> Classification:
         start = time.monotonic()
         tta, timeout_s = options.check(self._settings.default_timeout_ms)
         level = None
@@ -188,13 +188,13 @@ class Classifier:
             Job,
             lane=model.lane,
             prepare=partial(
-                prepare, image, model.bundle.manifest.preprocess, tta=tta, limits=self._limits
+                prepare_source, image, model.bundle.manifest, tta=tta, limits=self._limits
             ),
             view_count=count_views(tta),
             encoded_bytes=len(image),
             deadline=start + timeout_s,
             priority=Priority(options.priority),
-            decode_cost_s=estimate_decode_s(image, self._limits.max_pixels),
+            decode_cost_s=estimate_prepare_s(image, self._limits.max_pixels),
             outputs=model.need_output("embedding")
             if options.embedding
             else model.watched_outputs(),
@@ -227,7 +227,7 @@ class Classifier:
         return await asyncio.to_thread(tell) if options.has_overlay else tell()
 
     async def classify_many(
-        self, images: Sequence[bytes], options: Options
+        self, images: Sequence[ImageSource], options: Options
     ) -> list[Classification | RequestError]:
         """Returns an answer or an error for each image; one bad image never fails its neighbours.
 
@@ -239,7 +239,7 @@ class Classifier:
         return await self._classify_each(images, options)
 
     async def _classify_each(
-        self, images: Sequence[bytes], options: Options
+        self, images: Sequence[ImageSource], options: Options
     ) -> list[Classification | RequestError]:
         results = await asyncio.gather(
             *(self.classify(image, options) for image in images), return_exceptions=True

@@ -27,6 +27,7 @@ from service.bundle.combination import (
     weigh,
 )
 from service.bundle.decision import Decider
+from service.bundle.image_source import ImageSource
 from service.bundle.postprocess import predict
 from service.classification import Classification, MemberAnswer, ModelDescription, Options, Timings
 from service.classifier import Classifier
@@ -97,7 +98,7 @@ class CombiningClassifier(Classifier):
             options = replace(options, model=first.model, tta=first.tta)
         super().refuse_early(options)
 
-    async def classify(self, image: bytes, options: Options) -> Classification:
+    async def classify(self, image: ImageSource, options: Options) -> Classification:
         """Returns the answer for one encoded image, as `Classifier.classify`."""
         found = self._combinations.get(options.model or "")
         if found is None:
@@ -113,7 +114,7 @@ class CombiningClassifier(Classifier):
         return answer
 
     async def classify_many(
-        self, images: Sequence[bytes], options: Options
+        self, images: Sequence[ImageSource], options: Options
     ) -> list[Classification | RequestError]:
         """Returns an answer or an error for each image, as `Classifier.classify_many`."""
         found = self._combinations.get(options.model or "")
@@ -142,7 +143,7 @@ class CombiningClassifier(Classifier):
         return self._describe_combination(found)
 
     async def _combine(
-        self, found: FoundCombination, image: bytes, options: Options, start: float
+        self, found: FoundCombination, image: ImageSource, options: Options, start: float
     ) -> Classification:
         resolved = self._check_combination(found, options)
         _, timeout_s = options.check(self._settings.default_timeout_ms)
@@ -152,7 +153,7 @@ class CombiningClassifier(Classifier):
         return await self._average(found.manifest, resolved, image, options, start, deadline)
 
     async def _escalate(
-        self, cascade: Cascade, image: bytes, options: Options, start: float, deadline: float
+        self, cascade: Cascade, image: ImageSource, options: Options, start: float, deadline: float
     ) -> Classification:
         """Returns the answer of the first stage that is sure, or of the last."""
         answers = []
@@ -174,7 +175,7 @@ class CombiningClassifier(Classifier):
         self,
         ensemble: Ensemble,
         resolved: _Resolved,
-        image: bytes,
+        image: ImageSource,
         options: Options,
         start: float,
         deadline: float,
@@ -211,7 +212,7 @@ class CombiningClassifier(Classifier):
         return self._sign(ensemble, answer, ensemble.members, answers)
 
     async def _ask(
-        self, member: Member, image: bytes, options: Options, deadline: float
+        self, member: Member, image: ImageSource, options: Options, deadline: float
     ) -> Classification:
         left_ms = (deadline - time.monotonic()) * 1000
         asked = replace(options, model=member.model, tta=member.tta, timeout_ms=left_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Never
+from typing import Final, Never
 
 from service.errors import ErrorCode, RequestError
 from service.open_inference_messages import (
@@ -33,6 +33,12 @@ _FIELDS: Final = {
     "BYTES": "bytes_contents",
 }
 _LARGEST_SIZE: Final = 2**31
+# A message of ten megabytes may hold five million tensors of nothing, or ten million numbers. As
+# parsed they take little; one by one they would keep the event loop busy for seconds.
+_MAX_TENSORS: Final = 16
+_MAX_PARAMETERS: Final = 64
+_MAX_DIMENSIONS: Final = 16
+_MAX_ELEMENTS: Final = 1_000_000
 
 
 def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None) -> InferRequest:
@@ -41,6 +47,8 @@ def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None
     Raises:
         RequestError: `invalid_argument`.
     """
+    if max(len(request.inputs), len(request.outputs)) > _MAX_TENSORS:
+        _refuse(f"there are at most {_MAX_TENSORS} inputs and outputs")
     parameters = read_parameters(request.parameters)
     asked_ms = read_timeout_ms(parameters)
     if asked_ms is not None:
@@ -103,11 +111,15 @@ def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor) -> Conte
         _refuse(f"contents cannot hold what input {tensor.name} claims to be")
     if any(other.name != field for other, _ in tensor.contents.ListFields()):
         _refuse(f"the contents of input {tensor.name} are of another datatype")
-    elements: list[Any] = list(getattr(tensor.contents, field))
-    return elements
+    elements = getattr(tensor.contents, field)
+    if len(elements) > _MAX_ELEMENTS:
+        _refuse("there are too many values: send raw_input_contents")
+    return list(elements)
 
 
 def _read_shape(tensor: messages.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
+    if len(tensor.shape) > _MAX_DIMENSIONS:
+        _refuse(f"a shape has at most {_MAX_DIMENSIONS} sizes")
     if not all(0 <= size < _LARGEST_SIZE for size in tensor.shape):
         _refuse("a shape is a list of sizes, none of them negative")
     return tuple(tensor.shape)
@@ -116,7 +128,13 @@ def _read_shape(tensor: messages.ModelInferRequest.InferInputTensor) -> tuple[in
 def read_parameters(
     parameters: Mapping[str, messages.InferParameter | messages.ModelRepositoryParameter],
 ) -> dict[str, object]:
-    """Returns the values; an unset one is no value at all."""
+    """Returns the values; an unset one is no value at all.
+
+    Raises:
+        RequestError: `invalid_argument`: there are too many.
+    """
+    if len(parameters) > _MAX_PARAMETERS:
+        _refuse(f"there are at most {_MAX_PARAMETERS} parameters")
     return {
         name: getattr(parameter, choice)
         for name, parameter in parameters.items()

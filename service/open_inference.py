@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 on top of the classifier, shared by its REST and gRPC edges.
 
-A model has one input, `image`: encoded images, so that what was validated is what is served. Its
-output, `probabilities`, is what `/v1/classify` picks its predictions from.
+A model has one input, `image`: files, their pixels, or what the model makes of them, told apart by
+the datatype. Its output, `probabilities`, is what `/v1/classify` picks its predictions from.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Never
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.image_source import ImageSource
 from service.classifier import Classification, Classifier, ModelDescription, Options
 from service.errors import ErrorCode, RequestError
 from service.metrics import Metrics
@@ -162,7 +163,7 @@ class OpenInference:
         every = self._classifier.describe_models()
         return sorted(one.version for one in every if one.name == model)
 
-    async def _classify(self, images: list[bytes], options: Options) -> list[Classification]:
+    async def _classify(self, images: list[ImageSource], options: Options) -> list[Classification]:
         if len(images) == 1:
             return [await self._classifier.classify(images[0], options)]
         results = []

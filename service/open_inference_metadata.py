@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from service.classifier import ModelDescription
+from service.open_inference_tensors import FORMS
 
 INPUT: Final = "image"
 OUTPUT: Final = "probabilities"
@@ -94,4 +95,8 @@ def describe_config(
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": False},
         "default_model_filename": "model.onnx",
+        # The protocol has one datatype for an input; these are what this one takes besides.
+        "parameters": {
+            f"{INPUT}_{datatype}": {"string_value": shape} for datatype, shape in FORMS.items()
+        },
     }

@@ -86,6 +86,10 @@ async def test_metadata_and_configuration_are_those_of_rest(stub, http_client):
     ]
     config = (await stub.ModelConfig(messages.ModelConfigRequest(name="toy"))).config
     told = (await http_client.get("/v2/models/toy/config")).json()
+    assert (
+        config.parameters["image_FP32"].string_value
+        == (told["parameters"]["image_FP32"]["string_value"])
+    )
     assert config.max_batch_size == told["max_batch_size"] == 32
     assert config.output[0].dims == told["output"][0]["dims"] == [3]
     assert config.input[0].data_type == messages.TYPE_STRING
@@ -155,6 +159,25 @@ async def test_the_nearer_deadline_counts(stub, stub_classifier, asked_us, call_
         assert told_ms is None
     else:
         assert 0.5 * expected_ms < told_ms < 1.1 * expected_ms
+
+
+async def test_pixels_come_raw_or_as_contents(stub, stub_classifier):
+    pixels = bytes(range(24))
+    raw = Tensor(name="image", datatype="UINT8", shape=[2, 2, 2, 3])
+    typed = Tensor(name="image", datatype="UINT8", shape=[2, 2, 2, 3])
+    typed.contents.uint_contents.extend(pixels)
+    for request in (ask(inputs=[raw], raw=[pixels]), ask(inputs=[typed], raw=[])):
+        stub_classifier.calls.clear()
+        await stub.ModelInfer(request)
+        images = [image for image, _ in stub_classifier.calls]
+        assert [bytes(image.content) for image in images] == [pixels[:12], pixels[12:]]
+        assert {(image.width, image.height) for image in images} == {(2, 2)}
+
+
+async def test_a_tensor_of_numbers_without_end_is_refused_before_it_is_unpacked(stub):
+    tensor = Tensor(name="image", datatype="UINT8", shape=[1, 1_000_001])
+    tensor.contents.uint_contents.extend(bytes(1_000_001))
+    assert await refused(stub.ModelInfer(ask(inputs=[tensor], raw=[]))) == "invalid_argument"
 
 
 @pytest.mark.parametrize(("level", "priority"), [(0, "normal"), (1, "high"), (3, "low")])

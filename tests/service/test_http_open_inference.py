@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bundle.image_source import NormalisedView, PixelImage
 from service.classifier import Options
 from service.errors import ErrorCode, RequestError
 from service.http_answer import STATUS
@@ -288,6 +289,52 @@ async def test_several_sizes_and_formats_in_one_request(
             np.testing.assert_allclose(row, scores, atol=1e-6)
 
 
+# ---- pixels and tensors ----
+
+PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+VIEWS = np.linspace(-2, 2, 2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8)
+
+
+def as_documents(array, datatype):
+    """The ways to send an array: raw, nested and flat."""
+    tensor = {"name": "image", "datatype": datatype, "shape": array.shape}
+    raw = array.tobytes()
+    return [
+        in_binary({"inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}]}, raw),
+        {"json": {"inputs": [{**tensor, "data": array.tolist()}]}},
+        {"json": {"inputs": [{**tensor, "data": array.ravel().tolist()}]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("array", "datatype", "form"),
+    [(PIXELS, "UINT8", PixelImage), (VIEWS, "FP32", NormalisedView)],
+)
+async def test_pixels_and_tensors_come_as_they_are(
+    http_client, stub_classifier, array, datatype, form
+):
+    height, width = (4, 5) if form is PixelImage else (8, 8)
+    for sent in as_documents(array, datatype):
+        stub_classifier.calls.clear()
+        answer = await http_client.post(INFER, **sent)
+        assert answer.status_code == 200, answer.text
+        for (image, _), one in zip(stub_classifier.calls, array, strict=True):
+            assert isinstance(image, form)
+            assert (image.width, image.height) == (width, height)
+            assert bytes(image.content) == one.tobytes()
+
+
+async def test_files_may_come_as_rows_of_bytes(http_client, stub_classifier):
+    rows = np.frombuffer(b"one\0two\0", np.uint8).reshape(2, 4)
+    assert (await http_client.post(INFER, **as_documents(rows, "UINT8")[0])).status_code == 200
+    assert [image for image, _ in stub_classifier.calls] == [b"one\0", b"two\0"]
+
+
+async def test_the_configuration_tells_what_the_input_takes(http_client):
+    config = (await http_client.get("/v2/models/toy/config")).json()
+    assert config["parameters"].keys() == {"image_BYTES", "image_UINT8", "image_FP32"}
+
+
 # ---- bad input ----
 
 GOOD = bytes_input(b"one")
@@ -330,6 +377,44 @@ BAD_DOCUMENTS = {
     "a timeout as text": {"inputs": [GOOD], "parameters": {"timeout": "1"}},
     "a fractional priority": {"inputs": [GOOD], "parameters": {"priority": 1.5}},
     "a binary output that is no truth": {"inputs": [GOOD], "parameters": {"binary_data_output": 1}},
+    **{
+        f"{datatype} of the shape {shape}": {
+            "inputs": [{**GOOD, "datatype": datatype, "shape": shape}]
+        }
+        for datatype, shape in (
+            ("UINT8", [7]),
+            ("UINT8", [1, 8]),
+            ("UINT8", [7, 0]),
+            ("UINT8", [1, 1, 1, 7]),
+            ("UINT8", [1, 1, 1, 3]),
+            ("UINT8", [1, 0, 0, 3]),
+            ("UINT8", [1, 2**30, 2**30, 3]),
+            ("UINT8", [33, 1, 1, 3]),
+            ("FP32", [1, 3, 1, 1]),
+            ("FP32", [1, 1, 1, 3]),
+            ("FP32", [1, 3, 0, 0]),
+            ("FP32", [1, 3, 2**30, 2**30]),
+            ("FP16", [1, 3, 1, 1]),
+        )
+    },
+    **{
+        f"{datatype} data {data}": {
+            "inputs": [{"name": "image", "datatype": datatype, "shape": [1, 1, 1, 3], "data": data}]
+        }
+        for datatype, data in (
+            ("UINT8", [1, 2]),
+            ("UINT8", [1, 2, 256]),
+            ("UINT8", [1, 2, -1]),
+            ("UINT8", [1, 2, 3.0]),
+            ("UINT8", [1, 2, "3"]),
+            ("UINT8", [1, 2, True, None]),
+            ("UINT8", [True, True, True]),
+            ("UINT8", [[1, 2, 3]]),
+            ("UINT8", [[1], [2, 3]]),
+            ("UINT8", []),
+            ("UINT8", [10**30, 1, 2]),
+        )
+    },
 }
 BAD_DOCUMENTS |= {
     f"classification {value!r}": {

@@ -55,3 +55,21 @@ def classify(http_address):
 def expected(classify, images):
     """Probabilities of the images by our own API, [N, C] in the order of the classes."""
     return np.array([[score for _, _, score in sorted(classify(image))] for image in images])
+
+
+@pytest.fixture
+def normalised():
+    """Returns `normalised(images)`: float32 [N, 3, H, W], as torchvision makes them for the model.
+
+    Of images that have the model's size, so that there is nothing to resize.
+    """
+    golden = Path(os.environ["FIVECROP_TEST_GOLDEN"])
+    facts = json.loads((golden.parent / "bundle.json").read_text())["normalisation"]
+    mean, std = (np.array(facts[key], np.float32) for key in ("mean", "std"))
+
+    def normalise(images):
+        pixels = [np.array(Image.open(io.BytesIO(image)).convert("RGB")) for image in images]
+        scaled = np.stack(pixels).astype(np.float32) / np.float32(255)
+        return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+
+    return normalise
