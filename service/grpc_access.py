@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Never
+from functools import partial
+from typing import Any, Final, Never
 
 import grpc
 from grpc.aio import ServicerContext
 
 from service.access import CREDENTIAL_NAMES, Access, AccessControl
-from service.errors import RequestError
+from service.errors import ErrorCode, RequestError
 from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
+from service.grpc_malformed import refuse_malformed
 from service.metrics import Metrics
 from service.request_id import HEADER, take_request_id
+
+Context = ServicerContext[Any, Any]
+
+_MALFORMED: Final = RequestError(
+    ErrorCode.INVALID_ARGUMENT, "the message is not one of this method"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +46,18 @@ class GuardedServices(grpc.GenericRpcHandler):
         metrics: Metrics,
     ) -> None:
         """Takes the rpcs of each service by the service's full name."""
+        self._control = control
+        self._metrics = metrics
         self.rpcs = {
-            f"/{service}/{method}": rpc
+            f"/{service}/{method}": Rpc(
+                access=rpc.access,
+                handler=refuse_malformed(
+                    rpc.handler, partial(self._abort, f"/{service}/{method}", error=_MALFORMED)
+                ),
+            )
             for service, methods in services.items()
             for method, rpc in methods.items()
         }
-        self._control = control
-        self._metrics = metrics
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -63,17 +76,22 @@ class GuardedServices(grpc.GenericRpcHandler):
                     [(name, str(value)) for name, value in metadata if name in CREDENTIAL_NAMES],
                 )
             except RequestError as error:
-                self._metrics.observe_request(
-                    transport="grpc", route=method, code=error.code.value, seconds=0.0
-                )
-                return _refuse(error)
+                return self._refuse(method, error)
         return rpc.handler
 
+    def _refuse(self, method: str, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler that aborts at once, without waiting for a message."""
 
-def _refuse(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
-    """Returns a handler that aborts at once, without waiting for a message."""
+        async def refuse(requests: object, context: Context) -> Never:  # noqa: ARG001
+            await self._abort(method, context, error)
 
-    async def abort(requests: object, context: ServicerContext[Any, Any]) -> Never:  # noqa: ARG001
+        # Whether the method streams is the client's business; the bytes on the wire are the same.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def _abort(self, method: str, context: Context, error: RequestError) -> Never:
+        self._metrics.observe_request(
+            transport="grpc", route=method, code=error.code.value, seconds=0.0
+        )
         offered = dict(context.invocation_metadata() or ()).get(HEADER)
         request_id = take_request_id(offered if isinstance(offered, str) else None)
         await context.abort(
@@ -81,6 +99,3 @@ def _refuse(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
             error.detail,
             ((HEADER, request_id), (DETAILS_KEY, encode_details(error))),
         )
-
-    # Whether the method streams is the client's business; the bytes on the wire are the same.
-    return grpc.stream_stream_rpc_method_handler(abort)

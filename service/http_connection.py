@@ -116,6 +116,8 @@ class TimedConnection(HttpConnection):
     def send_400_response(self, msg: str) -> None:
         """Refuses what is not HTTP, in our words."""
         del msg
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
+            self._disown_work()  # it waits for the rest of a body whose chunks make no sense
         self._refuse(
             RequestError(ErrorCode.INVALID_ARGUMENT, "this is not an HTTP request"), "not_http"
         )
@@ -128,10 +130,13 @@ class TimedConnection(HttpConnection):
             len(name) + len(value) + _HEADER_OVERHEAD_BYTES for name, value in self.headers
         )
         if head_bytes > self._limits.head_bytes:
-            # As uvicorn does when a client leaves: its work, not begun yet, finds nobody there.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self._disown_work()
             self._refuse_large_head()
+
+    def _disown_work(self) -> None:
+        """Lets a request's work find nobody there, as uvicorn does when a client leaves."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
 
     def _refuse_large_head(self) -> None:
         limit = self._limits.head_bytes
