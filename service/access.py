@@ -57,6 +57,8 @@ class AccessControl:
         key = self._keys.find(_take_key(offered))
         if key is None:
             raise RequestError(ErrorCode.UNAUTHENTICATED, "the API key is not valid")
+        if key.has_expired:
+            raise RequestError(ErrorCode.UNAUTHENTICATED, "the API key has expired")
         if access.value not in key.scopes:
             raise RequestError(ErrorCode.FORBIDDEN, f"the API key is not for {access.value}")
         CALLER.set(key.id)

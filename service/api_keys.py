@@ -51,7 +51,13 @@ class ApiKey(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     scopes: tuple[KeyScope, ...] = Field(min_length=1)
     created: datetime.date
+    expires: datetime.date | None = None
     note: str = ""
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether its last day, by UTC, is over."""
+        return self.expires is not None and _today() > self.expires
 
 
 class KeyRing(BaseModel):
@@ -69,7 +75,9 @@ class KeyRing(BaseModel):
         return keys
 
 
-def make_key(scopes: Iterable[KeyScope], note: str = "") -> tuple[str, ApiKey]:
+def make_key(
+    scopes: Iterable[KeyScope], note: str = "", expires: datetime.date | None = None
+) -> tuple[str, ApiKey]:
     """Returns a new key in full, which nothing else will ever tell again, and what to keep."""
     key_id = secrets.token_hex(4)
     text = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(_SECRET_BYTES)}"
@@ -77,10 +85,15 @@ def make_key(scopes: Iterable[KeyScope], note: str = "") -> tuple[str, ApiKey]:
         id=key_id,
         sha256=_digest(text),
         scopes=tuple(sorted(set(scopes))),
-        created=datetime.datetime.now(datetime.UTC).date(),
+        created=_today(),
+        expires=expires,
         note=note,
     )
     return text, kept
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _digest(text: str) -> str:

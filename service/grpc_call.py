@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Sequence
@@ -18,6 +19,7 @@ from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
 from service.metrics import Metrics
 from service.request_id import HEADER, take_request_id
 from service.settings import Settings
+from service.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace, Tracing
@@ -60,6 +62,7 @@ class Calls:
         self._service = service
         self._metrics = metrics
         self._has_access_log = settings.access_log
+        self._write_limit = TimeLimit(settings.write_timeout_s)
         self._tracing = tracing
 
     def open(self, context: Context, method: str) -> Call:
@@ -81,6 +84,20 @@ class Calls:
             return await self.measure(call, work)
         except RequestError as error:
             await abort(context, call, error)
+
+    async def stream(self, call: Call, context: Context, work: Awaitable[None]) -> None:
+        """Does the work of a stream; the first error of its task group ends the call."""
+        failure: BaseException | None = None
+        try:
+            await work
+        except* RequestError as refused:
+            failure = refused.exceptions[0]
+        if isinstance(failure, RequestError):
+            await abort(context, call, failure)
+
+    def answers(self, context: Context) -> Answers:
+        """Returns the way to send the messages of a stream."""
+        return Answers(context, self._write_limit, self._metrics)
 
     async def measure(self, call: Call, work: Awaitable[T]) -> T:
         """Returns what `work` does; counts and traces it."""
@@ -133,6 +150,34 @@ class Calls:
                 results=(result,) if isinstance(result, Classification) else (),
                 trace_id=trace_id,
             )
+
+
+class Answers:
+    """What a stream sends: one message at a time, to a client that reads them."""
+
+    def __init__(self, context: Context, limit: TimeLimit, metrics: Metrics) -> None:
+        self._context = context
+        self._limit = limit
+        self._metrics = metrics
+        self._turn = asyncio.Lock()  # the library takes one write at a time
+        self._is_stuck = False
+
+    async def write(self, message: object) -> None:
+        """Sends a message.
+
+        Raises:
+            RequestError: `request_timeout`: the client does not read, and what its stream holds
+                is needed for others. It is told when it reads on.
+        """
+        async with self._turn:
+            if not self._is_stuck:
+                try:
+                    with self._limit.start():
+                        return await self._context.write(message)
+                except TimeoutError:
+                    self._is_stuck = True
+                    self._metrics.count_cut_off("slow_reader")
+        raise RequestError(ErrorCode.REQUEST_TIMEOUT, "the answers were not read in time")
 
 
 def _tell_trace(told: RequestTrace, call: Call, code: str) -> None:

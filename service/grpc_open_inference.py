@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from service.access import Access
 from service.errors import RequestError
 from service.grpc_access import Rpc
-from service.grpc_call import Call, Calls, Context, abort, time_left_ms
+from service.grpc_call import Call, Calls, Context, time_left_ms
 from service.grpc_infer import decode_request, encode_response
 from service.grpc_repository import GrpcRepository
 from service.intake import Intake
@@ -91,6 +91,16 @@ class GrpcOpenInference:
         call = self._calls.open(context, "ModelStreamInfer")
         metadata = context.invocation_metadata() or ()
         ends_by_error = any(key == _END_BY_ERROR and value == "true" for key, value in metadata)
+        work = self._answer_all(requests, context, call, ends_by_error)
+        await self._calls.stream(call, context, work)
+
+    async def _answer_all(
+        self,
+        requests: AsyncIterator[messages.ModelInferRequest],
+        context: Context,
+        call: Call,
+        ends_by_error: bool,
+    ) -> None:
         pending = asyncio.Queue[asyncio.Task[Any] | None](self._settings.max_request_images)
 
         async def read(group: asyncio.TaskGroup) -> None:
@@ -99,16 +109,11 @@ class GrpcOpenInference:
                 await pending.put(group.create_task(answer))
             await pending.put(None)
 
-        failure: RequestError | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(read(group))
-                while (task := await pending.get()) is not None:
-                    await context.write(await task)
-        except* RequestError as refused:
-            failure = cast("RequestError", refused.exceptions[0])
-        if failure is not None:
-            await abort(context, call, failure)
+        answers = self._calls.answers(context)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read(group))
+            while (task := await pending.get()) is not None:
+                await answers.write(await task)
 
     def _answer_by(self, name: str, answer: _Answer) -> grpc.RpcMethodHandler[Any, Any]:
         async def respond(request: Any, context: Context) -> Any:

@@ -99,15 +99,22 @@ class ImageClassifier:
     ) -> None:
         """Answers images as they finish; reads no further ahead than it may work at once."""
         call = self._calls.open(context, "ClassifyStream")
+        await self._calls.stream(call, context, self._answer_all(requests, context, call))
+
+    async def _answer_all(
+        self,
+        requests: AsyncIterator[messages.ClassifyStreamRequest],
+        context: Context,
+        call: Call,
+    ) -> None:
         slots = asyncio.Semaphore(self._settings.max_request_images)
-        turn = asyncio.Lock()  # the library takes one write at a time
+        answers = self._calls.answers(context)
 
         async def answer(request: messages.ClassifyStreamRequest) -> None:
             try:
                 response = await self._answer_item(request, context, call)
                 del request  # a client that reads no answers shall not hold its images here
-                async with turn:
-                    await context.write(response)
+                await answers.write(response)
             finally:
                 slots.release()
 

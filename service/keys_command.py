@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -38,14 +39,21 @@ def keys() -> None:
     help="What the key is for; can be given several times.",
 )
 @click.option("--note", default="", help="Whose key it is, for the list.")
-def add(file: Path | None, scopes: tuple[str, ...], note: str) -> None:
+@click.option(
+    "--expires",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="The last day, by UTC, on which the key is valid; without it, it is until revoked.",
+)
+def add(
+    file: Path | None, scopes: tuple[str, ...], note: str, expires: datetime.datetime | None
+) -> None:
     """Make a key, and the file if there is none.
 
     The key goes to standard output, once; the file keeps only its hash.
     """
     path = _find_file(file)
     _require_folder(path)
-    text, kept = make_key(map(KeyScope, scopes), note)
+    text, kept = make_key(map(KeyScope, scopes), note, expires.date() if expires else None)
     with hold_folder(path.parent):
         ring = read_keys(path) if path.exists() else KeyRing()
         write_keys(path, KeyRing(keys=(*ring.keys, kept)))
@@ -57,19 +65,20 @@ def add(file: Path | None, scopes: tuple[str, ...], note: str) -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def list_keys(file: Path | None, *, as_json: bool) -> None:
-    """List the keys: id, scopes, day of making, note."""
+    """List the keys: id, scopes, day of making, last day, note."""
     ring = read_keys(_find_file(file))
     if as_json:
-        fields = {"id", "scopes", "created", "note"}
+        fields = {"id", "scopes", "created", "expires", "note"}
         rows = [key.model_dump(mode="json", include=fields) for key in ring.keys]
         click.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("id", "scopes", "created", "note")
+    table = Table("id", "scopes", "created", "expires", "note")
     for key in ring.keys:
-        table.add_row(key.id, " ".join(key.scopes), key.created.isoformat(), key.note)
+        last = "never" if key.expires is None else key.expires.isoformat()
+        table.add_row(key.id, " ".join(key.scopes), key.created.isoformat(), last, key.note)
     Console(file=sys.stdout, width=10_000, markup=False).print(table)
 
 

@@ -166,7 +166,8 @@ class Metrics:
             self._rejected.labels(reason)
         self._cut_off = Counter(
             "fivecrop_connections_cut_off",
-            "HTTP connections closed because of what their client did or did not do.",
+            "HTTP connections, and gRPC streams that nobody read, ended for what their client did "
+            "or did not do.",
             ("reason",),
             registry=registry,
         )

@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         30.0,
         gt=0,
         le=3600,
-        description="Longest time for a client to read an answer of HTTP, in seconds.",
+        description="Seconds that a client may take to read an answer of HTTP or of a gRPC stream.",
     )
     request_read_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,30 @@ async def test_every_route_but_the_listed_ones_asks_for_a_key_of_its_scope(locke
                 assert is_let_in == (route.endpoint.access.value is scope), (route.path, scope)
     assert open_paths == OPEN_PATHS
     assert len(locked.app.router.routes) > len(OPEN_PATHS)
+
+
+@pytest.mark.parametrize(("days", "is_let_in"), [(1, True), (0, True), (-1, False)])
+async def test_a_key_is_valid_through_its_last_day(locked, keys, days, is_let_in):
+    last = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)
+    text, kept = make_key([KeyScope.INFER], expires=last)
+    write_keys(keys.path, KeyRing(keys=(kept,)))
+    locked.app._control._keys = KeyFile(keys.path)
+    answer = await locked.http.get("/v1/models", headers=bearer(text))
+    error = await call(
+        locked.channel, "/fivecrop.v1.ImageClassifier/Models", (("x-api-key", text),)
+    )
+    if is_let_in:
+        assert (answer.status_code, error) == (200, None)
+        return
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert "expired" in answer.json()["detail"]
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.UNAUTHENTICATED,
+        "the API key has expired",
+    )
+    wrong = text[:-2] + ("AA" if text[-2:] != "AA" else "BB")
+    answer = await locked.http.get("/v1/models", headers=bearer(wrong))
+    assert "expired" not in answer.json()["detail"]  # only whoever has the key is told
 
 
 async def test_a_route_that_declares_no_access_cannot_answer(locked, caplog):

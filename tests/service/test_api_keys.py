@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import stat
@@ -227,10 +228,12 @@ def test_a_key_is_added_listed_and_revoked(run, key_file):
         "id": kept.id,
         "scopes": ["infer", "metrics"],
         "created": kept.created.isoformat(),
+        "expires": None,
         "note": "dash [red]",
     }
     assert second_row["scopes"] == ["infer"]
     table = run("list").stdout
+    assert "never" in table
     assert kept.id in table
     assert "dash [red]" in table
     assert kept.sha256 not in table
@@ -239,6 +242,15 @@ def test_a_key_is_added_listed_and_revoked(run, key_file):
     keys = KeyFile(key_file)
     assert keys.find(text) is None
     assert keys.find(second.stdout.strip()) is not None
+
+
+def test_a_key_may_have_a_last_day(run, key_file):
+    text = run("add", "--expires", "2027-01-31").stdout.strip()
+    assert KeyFile(key_file).find(text).expires == datetime.date(2027, 1, 31)
+    assert "2027-01-31" in run("list").stdout
+    assert json.loads(run("list", "--json").stdout)[0]["expires"] == "2027-01-31"
+    refused = run("add", "--expires", "31.1.2027")
+    assert (refused.exit_code, refused.stdout) == (2, "")
 
 
 def test_keys_are_added_through_a_symbolic_link(run, key_file, tmp_path):
