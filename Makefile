@@ -5,20 +5,22 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := $(VENV)/clients
+CHECKERS := $(VENV)/checkers
 # A machine whose NVIDIA driver answers gets the GPU build of ONNX Runtime.
 VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # The development environment serves too.
 SERVING := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.$(VARIANT))
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
+TAG ?= localhost/fivecrop:$(VARIANT)
 RECIPE ?= training/recipes/cifar10-airbench.toml
 SEED ?= 0
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup fmt check test e2e e2e-browser serve train export bench lock clean
+.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container serve train export bench lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(VENV)/.tools: requirements/tools.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fivecrop needs Python 3.11 or newer")'
@@ -33,11 +35,11 @@ $(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.tools
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Upstream clients, beside the development environment because they want another protobuf.
-$(CLIENTS)/.installed: requirements/clients.txt $(VENV)/.tools
-	@echo "installing requirements/clients.txt into $(CLIENTS)" >&2
-	python3 -m venv $(CLIENTS)
-	$(BIN)/uv pip install --quiet --python $(CLIENTS)/bin/python --require-hashes -r $<
+# Beside the development environment: upstream clients, which want another protobuf, and checkers, which pin much.
+$(VENV)/%/.installed: requirements/%.txt $(VENV)/.tools
+	@echo "installing $< into $(@D)" >&2
+	python3 -m venv $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
 
 setup: $(VENV)/.dev ## make the development environment (with torch)
@@ -54,12 +56,25 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 	$(BIN)/python scripts/write-settings-table --check
 	$(BIN)/mypy
 
-test: $(VENV)/.dev ## run the tests that start no server, train no model and open no browser
-	$(BIN)/pytest -m "not e2e and not browser"
+test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser
+	$(BIN)/pytest -m "not e2e and not browser and not container"
 
 e2e: $(VENV)/.dev $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
 	$(BIN)/pytest -m e2e
+
+image: ## build the image as TAG with buildah (BASE, VARIANT, MODELS=mounted|baked)
+	scripts/install-system-packages.sh buildah runc
+	BASE="$(BASE)" VARIANT="$(VARIANT)" MODELS="$(MODELS)" REVISION="$(shell git rev-parse HEAD)" \
+		scripts/build-image $(TAG)
+
+image-check: $(CHECKERS)/.installed ## lint the Dockerfile
+	$(CHECKERS)/bin/hadolint Dockerfile
+	$(CHECKERS)/bin/checkov --skip-download --quiet --compact --framework dockerfile -f Dockerfile
+
+e2e-container: $(VENV)/.dev image-check ## build the image, run it hardened and use it
+	scripts/install-system-packages.sh buildah podman runc catatonit mmdebstrap
+	$(BIN)/pytest -m container
 
 e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
 	scripts/install-system-packages.sh chromium
@@ -81,7 +96,7 @@ bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minut
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(VENV)/.tools ## renew the locks under requirements/
 	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
-	$(LOCK) --group clients -o requirements/clients.txt
+	for group in clients checkers inventory; do $(LOCK) --group $$group -o requirements/$$group.txt || exit; done
 	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt
 
 clean: ## remove the environment, caches and benchmark files; runs/ and exported_models/ stay

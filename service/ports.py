@@ -64,6 +64,11 @@ class Ports:
         self.close()
 
 
+def reachable_host(host: str) -> str:
+    """Returns an address that reaches, from this machine, what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _bind(host: str, port: int, protocol: str, option: int) -> socket.socket:
     bound: socket.socket | None = None
     try:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from service.errors import StartError
 from service.log import toggle_debug
-from service.ports import Ports
+from service.ports import Ports, reachable_host
 from service.relay import Relay
 from service.settings import Settings
 from service.worker_process import WorkerProcess, describe_exit
@@ -214,7 +214,7 @@ def _scratch_folder(parent: Path | None) -> Iterator[Path]:
 
 
 def _describe_addresses(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = reachable_host(settings.host)
     name = f"[{host}]" if ":" in host else host
     scheme = "http" if settings.tls_cert is None else "https"
     http = f"{scheme}://{name}:{settings.http_port}"

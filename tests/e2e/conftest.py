@@ -49,8 +49,66 @@ def free_ports(count):
         return [one.getsockname()[1] for one in bound]
 
 
-class Server:
-    """One server: its processes, its output and short ways to ask it something."""
+class Address:
+    """Where a server is, and short ways to ask it something."""
+
+    def __init__(self, http_port, grpc_port):
+        self.http_port, self.grpc_port = http_port, grpc_port
+
+    def connect(self, timeout_s=LIMIT_S):
+        return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout_s)
+
+    def get(self, path):
+        """(status, headers, body) of a GET on a connection of its own."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("GET", path, headers={"Connection": "close"})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def classify(self, image):
+        """The JSON answer over HTTP, on a connection of its own."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("POST", CLASSIFY, image, {"Connection": "close"})
+            answer = connection.getresponse()
+            body = json.loads(answer.read())
+            assert answer.status == 200, body
+            return body
+
+    @contextlib.contextmanager
+    def channel(self):
+        # A pool of its own: otherwise channels to one address share a connection, and a worker.
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options) as channel:
+            yield channel
+
+    def classify_grpc(self, image):
+        with self.channel() as channel:
+            request = messages.ClassifyRequest(image=image)
+            return stubs.ImageClassifierStub(channel).Classify(
+                request, timeout=LIMIT_S, wait_for_ready=True
+            )
+
+    def health(self):
+        with self.channel() as channel:
+            request = health_pb2.HealthCheckRequest()
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
+            return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    def metric(self, name, **labels):
+        """The sum of a metric's samples that have these labels."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = self.get("/metrics")[2].decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+class Server(Address):
+    """One server: its processes and its output."""
 
     def __init__(self, folder, repository, *, through_bentoml=False, environment=None, **options):
         http_port, grpc_port = free_ports(2)
@@ -60,7 +118,7 @@ class Server:
             "grpc_port": grpc_port,
             **options,
         }
-        self.http_port, self.grpc_port = given["http_port"], given["grpc_port"]
+        super().__init__(given["http_port"], given["grpc_port"])
         if through_bentoml:
             environment = {f"FIVECROP_{name.upper()}": str(value) for name, value in given.items()}
             target = ["service.app:Fivecrop", "--working-dir", REPOSITORY]
@@ -113,57 +171,6 @@ class Server:
 
     def worker_pids(self):
         return sorted(child.pid for child in psutil.Process(self.process.pid).children())
-
-    def connect(self, timeout_s=LIMIT_S):
-        return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout_s)
-
-    def get(self, path):
-        """(status, headers, body) of a GET on a connection of its own."""
-        with contextlib.closing(self.connect()) as connection:
-            connection.request("GET", path, headers={"Connection": "close"})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
-
-    def classify(self, image):
-        """The JSON answer over HTTP, on a connection of its own."""
-        with contextlib.closing(self.connect()) as connection:
-            connection.request("POST", CLASSIFY, image, {"Connection": "close"})
-            answer = connection.getresponse()
-            body = json.loads(answer.read())
-            assert answer.status == 200, body
-            return body
-
-    @contextlib.contextmanager
-    def channel(self):
-        # A pool of its own: otherwise channels to one address share a connection, and a worker.
-        options = (("grpc.use_local_subchannel_pool", 1),)
-        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options) as channel:
-            yield channel
-
-    def classify_grpc(self, image):
-        with self.channel() as channel:
-            request = messages.ClassifyRequest(image=image)
-            return stubs.ImageClassifierStub(channel).Classify(
-                request, timeout=LIMIT_S, wait_for_ready=True
-            )
-
-    def health(self):
-        with self.channel() as channel:
-            request = health_pb2.HealthCheckRequest()
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
-            return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-    def metric(self, name, **labels):
-        """The sum of a metric's samples that have these labels."""
-        from prometheus_client.parser import text_string_to_metric_families
-
-        text = self.get("/metrics")[2].decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
 
     def kill_all(self):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -257,6 +264,18 @@ class Traffic:
 def image(tiny_bundle_repository):
     """The bytes of a real image of the tiny bundle."""
     return next(tiny_bundle_repository.glob("*/1/golden/*.png")).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def find_server():
+    """`find_server(http_port, grpc_port)`: asks a server that something else started."""
+    return Address
+
+
+@pytest.fixture(scope="session")
+def unused_ports():
+    """`unused_ports(count)`: ports that nothing listens on."""
+    return free_ports
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def test_there_is_a_lock_for_each_way_to_install():
     assert {path.stem for path in LOCKS} == {
         *("cpu", "gpu", "openvino"),
         *("dev", "clients", "tools"),
+        *("checkers", "inventory"),
     }
 
 
