@@ -20,6 +20,8 @@ from service.metrics import Metrics
 from service.schedule import Job, Lane, Outcome, Prepare, Run, Schedule, Wait
 
 _REFUSING_S: Final = 1.0
+# Far beyond any decode or run that ends by itself; such a thread never comes back.
+_STUCK_S: Final = 60.0
 _REFUSALS: Final[dict[Reason, str]] = {
     "queue_full": "the queue is full",
     "model_quota": "this model's share of the queue is full",
@@ -69,6 +71,7 @@ class Batcher:
         self._refuses_until = 0.0
         self._is_closing = False
         self._is_stopped = False
+        self._begun: dict[int, float] = {}
         self._lock = threading.Lock()
         self._encoded_news = threading.Condition(self._lock)
         self._ready_news = threading.Condition(self._lock) if device_threads else self._encoded_news
@@ -120,6 +123,12 @@ class Batcher:
     def is_refusing(self) -> bool:
         """Whether a job was refused within the last second."""
         return time.monotonic() < self._refuses_until
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread has been at one decode or run for a minute; takes no lock to tell."""
+        begun = list(self._begun.values())
+        return bool(begun) and time.monotonic() - min(begun) > _STUCK_S
 
     def submit(self, job: Job) -> None:
         """Admits a job, before any work was done for it.
@@ -178,10 +187,12 @@ class Batcher:
         return is_empty
 
     def _work(self, *, news: threading.Condition, decodes: bool, runs: bool) -> None:
+        me = threading.get_ident()
         work: Prepare | Run | None = None
         while True:
             with self._lock:
                 if work is not None:
+                    del self._begun[me]
                     self._let_go(work.lane)
                 # While this thread waits for more, it must not keep the model of its last batch.
                 work = None
@@ -189,6 +200,7 @@ class Batcher:
                 if work is None:
                     return
                 work.lane.threads += 1
+                self._begun[me] = time.monotonic()
             if isinstance(work, Prepare):
                 self._prepare(work.job)
             else:

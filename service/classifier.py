@@ -119,6 +119,11 @@ class Classifier:
         """Whether the server is about to stop; requests are still answered."""
         return self._is_draining
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread hangs in a decoder or a model, which only a new process heals."""
+        return self._batcher.is_stuck
+
     def start_drain(self) -> None:
         """Makes the server look not ready, while it goes on answering."""
         self._is_draining = True

@@ -188,7 +188,12 @@ class HttpApi:
         return answer_card(self._classifier.describe_model(scope["path_params"]["name"]))
 
     async def tell_alive(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002
-        """Answers whenever the event loop runs; it says nothing of models, on purpose."""
+        """Answers while the event loop runs and no thread hangs; nothing else is asked, on purpose.
+
+        A load, a full queue or a missing model is nothing that a restart would heal.
+        """
+        if self._classifier.is_stuck:
+            raise RequestError(ErrorCode.NOT_READY, "a decoder or a model hangs")
         document: http_schema.Alive = {"status": "alive"}
         return Answer(body=encode_json(document))
 

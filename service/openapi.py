@@ -167,7 +167,13 @@ def _own_paths(settings: Settings) -> Document:
             parameters=name,
             codes=(*_MODEL_CODES, ErrorCode.NOT_FOUND),
         ),
-        "/livez": _get("operations", "tellAlive", "Whether the process answers.", "Alive"),
+        "/livez": _get(
+            "operations",
+            "tellAlive",
+            "Whether the process works; if not, only a new one will.",
+            "Alive",
+            codes=(ErrorCode.NOT_READY,),
+        ),
         "/readyz": _get(
             "operations",
             "tellReady",

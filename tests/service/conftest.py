@@ -46,7 +46,7 @@ class StubClassifier:
         self.cancelled = asyncio.Event()
         self.calls: list[tuple[bytes, object]] = []
         self.running = self.most_running = 0
-        self.is_ready, self.is_draining = True, False
+        self.is_ready, self.is_draining, self.is_stuck = True, False, False
         self.unavailable = ()
         self.rollout = SimpleNamespace()  # its routes exist
 

@@ -132,6 +132,26 @@ def test_each_job_gets_its_own_rows(make_desk, devices):
         assert (outcome.probabilities[:, 0] == value).all()
 
 
+@pytest.mark.parametrize("devices", [0, 1])
+def test_a_model_that_never_returns_is_noticed(make_desk, monkeypatch, devices):
+    monkeypatch.setattr("service.batcher._STUCK_S", 0.05)
+    gate = Gate()
+    desk = make_desk(gate, threads=2, devices=devices)
+    time.sleep(0.1)
+    assert not desk.batcher.is_stuck, "waiting for work is not hanging"
+    desk.submit(1)
+    assert gate.entered.wait(20)
+    time.sleep(0.1)
+    assert desk.batcher.is_stuck
+    gate.open.set()
+    desk.wait()
+    for _ in range(100):
+        if not desk.batcher.is_stuck:
+            break
+        time.sleep(0.01)
+    assert not desk.batcher.is_stuck, "it came back after all"
+
+
 def test_a_poison_image_fails_alone(make_desk):
     gate = Gate()
     desk = make_desk(gate, threads=1, good=8)

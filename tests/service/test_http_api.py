@@ -258,6 +258,16 @@ async def test_data_that_looks_like_the_beginning_of_a_boundary_survives():
     assert upload.images == (data,)
 
 
+# ---- probes ----
+
+
+async def test_a_hanging_thread_is_what_ends_life(http_client, stub_classifier):
+    assert (await http_client.get("/livez")).json() == {"status": "alive"}
+    stub_classifier.is_stuck = True
+    check_problem(await http_client.get("/livez"), "not_ready")
+    assert (await http_client.get("/readyz")).status_code == 200
+
+
 # ---- ids, errors, routing ----
 
 
