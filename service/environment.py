@@ -20,7 +20,8 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: A variable is unknown or a value is out of its bounds; one line.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
-    if unknown := sorted(n for n in os.environ if n.upper().startswith(PREFIX) and n not in known):
+    given = {n for n in os.environ if n.upper().startswith(PREFIX)} - known
+    if unknown := sorted(n for n in given if not _is_service_link(n)):
         raise SettingsError(f"unknown setting {', '.join(unknown)}")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -29,6 +30,16 @@ def load_settings(**overrides: object) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         place = f"setting {PREFIX}{name.upper()}" if name else "settings"
         raise SettingsError(f"{place}: {first['msg']}") from error
+
+
+def _is_service_link(name: str) -> bool:
+    """Whether Kubernetes tells of another service, one that is called fivecrop-SOMETHING.
+
+    Pods get NAME_SERVICE_HOST, NAME_SERVICE_PORT, NAME_PORT_3000_TCP and so on of each service of
+    their namespace, unless the pod says `enableServiceLinks: false`.
+    """
+    links = (n.removesuffix("_SERVICE_HOST") for n in os.environ if n.endswith("_SERVICE_HOST"))
+    return any(name.startswith((f"{link}_SERVICE_", f"{link}_PORT")) for link in links)
 
 
 def opt_out_of_telemetry() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.environment import load_settings, opt_out_of_telemetry, worker_environment
+from service.errors import SettingsError
 from service.settings import (
     ProviderChoice,
     Settings,
@@ -73,3 +74,28 @@ def test_telemetry_is_off_unless_asked_for(shell):
     shell.delenv("ORT_DISABLE_TELEMETRY")
     opt_out_of_telemetry()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+LINKS = {
+    "FIVECROP_SERVICE_HOST": "10.0.0.7",
+    "FIVECROP_SERVICE_PORT": "3000",
+    "FIVECROP_SERVICE_PORT_HTTP": "3000",
+    "FIVECROP_PORT": "tcp://10.0.0.7:3000",
+    "FIVECROP_PORT_3000_TCP_ADDR": "10.0.0.7",
+    "FIVECROP_GRPC_SERVICE_HOST": "None",
+    "FIVECROP_GRPC_PORT_3001_TCP": "tcp://10.0.0.8:3001",
+}
+
+
+def test_what_kubernetes_tells_of_services_is_no_setting(monkeypatch):
+    for name, value in LINKS.items():
+        monkeypatch.setenv(name, value)
+    load_settings()
+
+
+@pytest.mark.parametrize("name", ["FIVECROP_PORT", "FIVECROP_GRPC_PORT_3001", "FIVECROP_SERVICE"])
+def test_a_misspelt_setting_is_refused_although_there_are_services(monkeypatch, name):
+    monkeypatch.setenv("FIVECROP_OTHER_SERVICE_HOST", "10.0.0.7")
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=f"unknown setting {name}$"):
+        load_settings()
