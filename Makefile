@@ -17,7 +17,7 @@ SEED ?= 0
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container serve train export bench lock clean
+.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container k8s-check serve train export bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -42,6 +42,12 @@ $(VENV)/%/.installed: requirements/%.txt $(VENV)/.tools
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
 
+# Schemas of custom resources, for k8s-check.
+$(VENV)/crds/.installed:
+	npm install --silent --no-audit --no-fund --prefix $(@D) \
+		@kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0
+	@touch $@
+
 setup: $(VENV)/.dev ## make the development environment (with torch)
 
 fmt: $(VENV)/.dev ## format the code
@@ -63,6 +69,10 @@ e2e: $(VENV)/.dev $(CLIENTS)/.installed ## run the tests that start real servers
 	scripts/install-system-packages.sh prometheus
 	$(BIN)/pytest -m e2e
 
+e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
+	scripts/install-system-packages.sh chromium
+	$(BIN)/pytest -m browser
+
 image: ## build the image as TAG with buildah (BASE, VARIANT, MODELS=mounted|baked)
 	scripts/install-system-packages.sh buildah runc
 	BASE="$(BASE)" VARIANT="$(VARIANT)" MODELS="$(MODELS)" REVISION="$(shell git rev-parse HEAD)" \
@@ -76,9 +86,8 @@ e2e-container: $(VENV)/.dev image-check ## build the image, run it hardened and 
 	scripts/install-system-packages.sh buildah podman runc catatonit mmdebstrap
 	$(BIN)/pytest -m container
 
-e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
-	scripts/install-system-packages.sh chromium
-	$(BIN)/pytest -m browser
+k8s-check: $(CHECKERS)/.installed $(VENV)/crds/.installed ## render k8s/ and check it against the schemas of 1.31 to 1.37
+	$(CHECKERS)/bin/python scripts/check-manifests
 
 serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
 	$(BIN)/fivecrop serve

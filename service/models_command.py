@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from service.bundle.repository import Bundle
+from service.bundle.repository import Bundle, verify_files
 from service.environment import load_settings
 from service.errors import StartError
 from service.rollout import open_source
@@ -35,15 +35,18 @@ def _of_service(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(invoke_without_command=True)
 @click.option("--model-repository", metavar="FOLDER", help="Folder of bundles, or its URL.")
+@click.option("--verify", is_flag=True, help="Compare every file with its recorded digest first.")
 @_JSON
 @click.pass_context
-def models(ctx: click.Context, model_repository: str | None, *, as_json: bool) -> None:
+def models(
+    ctx: click.Context, model_repository: str | None, *, verify: bool, as_json: bool
+) -> None:
     """List the bundles of a repository: name, version, digest and top-1 accuracy.
 
     With a command: say what a running service should serve of them.
     """
     if ctx.invoked_subcommand is None:
-        _list_bundles(model_repository, as_json=as_json)
+        _list_bundles(model_repository, verify=verify, as_json=as_json)
 
 
 @models.command("list")
@@ -122,14 +125,18 @@ def _show(answer: dict[str, Any], *, as_json: bool = False) -> None:
     _print(table)
 
 
-def _list_bundles(model_repository: str | None, *, as_json: bool) -> None:
+def _list_bundles(model_repository: str | None, *, verify: bool, as_json: bool) -> None:
     given = {} if model_repository is None else {"model_repository": model_repository}
     source = open_source(load_settings(**given))
-    rows = [
-        _describe_bundle(source.fetch(name, version))
+    bundles = [
+        source.fetch(name, version)
         for name, versions in source.list_versions().items()
         for version in versions
     ]
+    if verify:
+        for bundle in bundles:
+            verify_files(bundle)
+    rows = [_describe_bundle(bundle) for bundle in bundles]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:

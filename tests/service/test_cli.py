@@ -144,6 +144,17 @@ def test_models_lists_bundles_for_people_and_for_programs(run, tiny_bundle_repos
     assert len(row["digest"]) == 64
 
 
+def test_models_are_verified_when_asked(run, growing_repository):
+    repository = growing_repository.folder
+    assert run("models", "--model-repository", repository, "--verify").exit_code == 0
+    growing_repository.publish_broken(2)
+    assert run("models", "--model-repository", repository).exit_code == 0
+    result = run("models", "--model-repository", repository, "--verify")
+    assert result.exit_code == 2
+    assert "model.onnx" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_models_of_no_repository_is_one_line_and_exit_code_2(run, tmp_path):
     result = run("models", "--model-repository", tmp_path / "absent", "--json")
     assert result.exit_code == 2

@@ -164,6 +164,26 @@ def start_container(podman, container_image, find_server, unused_ports):
         podman.try_run("podman", "rm", "--force", "--time", "0", name)
 
 
+@pytest.fixture(scope="session")
+def run_once(podman, container_image):
+    """`run_once(script, *options)`: what a shell script prints in a hardened container."""
+
+    def run(script, *options):
+        words = [
+            *HARDENED,
+            "--network",
+            "none",
+            "--tmpfs",
+            "/tmp",
+            "--volume",
+            f"{MODELS}:/models:ro",
+        ]
+        words += ["--volume", f"{MODELS}:/models:ro", *options, "--entrypoint", "sh"]
+        return podman.run("podman", "run", "--rm", *words, container_image, "-c", script)
+
+    return run
+
+
 @pytest.fixture
 def photograph():
     """The bytes of an aeroplane."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.container
 
+ROOT = Path(__file__).parents[3]
 READY_S = 5.0
 REFUSED_S = 5.0
 
@@ -54,6 +57,27 @@ def test_drain_under_load_fails_no_request(start_container, traffic, podman):
     assert "Traceback" not in container.log
 
 
+@pytest.mark.parametrize("index", [0, 3])
+def test_container_scores_as_the_job_does(run_once, photograph, tmp_path, index):
+    """k8s/jobs/scoring, twice: as it starts, and as one that was started again."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        (images / f"{number}.jpeg").write_bytes(photograph)
+    job = yaml.safe_load((ROOT / "k8s/jobs/scoring/job.yaml").read_text())
+    (script,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    options = ["--tmpfs", "/scores:mode=1777", "--volume", f"{images}:/images:ro"]
+    once = f"({script})"
+    told = run_once(
+        f"{once}\n{once}\ncat /scores/{index}/*.jsonl",
+        *options,
+        *("--env", f"JOB_COMPLETION_INDEX={index}"),
+    )
+    rows = [json.loads(line) for line in told.splitlines()]
+    assert [Path(row["path"]).name for row in rows] == [f"{index}.jpeg", f"{index + 4}.jpeg"]
+    assert {row["label"] for row in rows} == {"airplane"}
+
+
 @pytest.fixture
 def assert_refused(on_this_machine):
     """Asserts that a container has ended in time with one clear line."""
@@ -79,7 +103,7 @@ def test_models_not_mounted(start_container, assert_refused):
 
 def test_models_that_cannot_be_read(start_container, assert_refused, tmp_path):
     models = tmp_path / "models"
-    shutil.copytree(Path(__file__).parents[3] / "exported_models", models)
+    shutil.copytree(ROOT / "exported_models", models)
     (manifest,) = models.glob("*/1/bundle.json")
     manifest.chmod(0o600)
     assert_refused(start_container(models=models), "Permission denied")
