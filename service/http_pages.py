@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from service.access import Access
-from service.bundle.manifest import TtaPolicy
+from service.bundle.preprocess import TTA_POLICIES, View
 from service.http_answer import Answer, encode_json
 from service.http_edge import Endpoint
 from service.settings import Settings
@@ -76,7 +76,11 @@ def _describe_server(settings: Settings) -> dict[str, object]:
         "needs_key": settings.api_keys is not None,
         "grpc_port": settings.grpc_port,
         "has_tls": settings.tls_cert is not None,
-        "tta": list(get_args(TtaPolicy)),
+        "tta": [
+            # Which of the views is the one that `/v1/explain` draws its evidence over.
+            {"name": name, "views": len(views), "centre": views.index(View())}
+            for name, views in TTA_POLICIES.items()
+        ],
         "image_formats": list(settings.image_formats),
         "max_body_bytes": settings.max_body_bytes,
     }

@@ -220,6 +220,25 @@ def test_choices_ask_anew(visit):
     assert abs(one.stage_pixels() - first).mean() > 1
 
 
+def test_of_several_views_the_one_that_the_evidence_is_about_comes_first(visit):
+    wide = Image.open(GOLDEN / "0.jpeg").resize((640, 480), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    one = visit()
+    one.drop(wide__png=file.getvalue())
+    one.wait_answered()
+    centre = one.stage_pixels()
+    thumbnail = one.page.get_attribute("#list .thumbnail", "src")
+    for policy, place in (("five_crop", 4), ("ten_crop", 4), ("hflip", 0), ("multi_scale", 0)):
+        one.page.select_option("#tta", policy)
+        one.wait_answered()
+        expect(one.page.locator(".views button").nth(place)).to_have_attribute(
+            "aria-pressed", "true"
+        )
+        assert abs(one.stage_pixels() - centre).max() == 0, policy
+        assert one.page.get_attribute("#list .thumbnail", "src") == thumbnail
+
+
 def test_an_unsure_answer_says_that_it_abstains(visit):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from service import http_pages
-from service.bundle.preprocess import TTA_POLICIES, prepare
+from service.bundle.preprocess import TTA_POLICIES, View, prepare
 from service.bundle.repository import read_bundle
 from service.classifier import Classifier
 from service.errors import ErrorCode
@@ -72,7 +72,11 @@ async def test_the_page_knows_the_server_without_a_key(open_pages, tmp_path):
             told = (await client.get("/playground.json")).json()
         assert told["needs_key"] is needs_key
         assert told["grpc_port"] == 4242
-        assert set(told["tta"]) == set(TTA_POLICIES)
+        assert {one["name"]: one["views"] for one in told["tta"]} == {
+            name: len(views) for name, views in TTA_POLICIES.items()
+        }
+        for one in told["tta"]:
+            assert TTA_POLICIES[one["name"]][one["centre"]] == View()
 
 
 async def test_switched_off_nothing_of_the_playground_is_there(open_pages):

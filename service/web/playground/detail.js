@@ -54,10 +54,10 @@ function drawVerdict({ predictions: [best], abstained, decision, group, members 
   return [make("h2", { className: "best" }, best.label, make("span", {}, percent(best.score))), ...notes];
 }
 
-/** Returns the figure: the views as the network saw them, and the evidence over the first. */
+/** Returns the figure: the views as the network saw them, and the evidence over the centre one. */
 function drawView(item, model) {
-  const { answer, file } = item;
-  const view = make("img", { className: "view", decoding: "sync", src: viewSource(answer.views[0]), alt: `${file.name}, as the network saw it` });
+  const { answer, file, centre } = item;
+  const view = make("img", { className: "view", decoding: "sync", src: viewSource(answer.views[centre]), alt: `${file.name}, as the network saw it` });
   const overlay = make("img", { className: "overlay", alt: "", hidden: true });
   const stage = make("div", { className: "stage" }, view, overlay);
   const isSmall = model.input_width < 128;
@@ -68,13 +68,12 @@ function drawView(item, model) {
     `${width} × ${height} ${format.toUpperCase()}, upright${count > 1 ? `, in ${count} views` : ""}.`;
   const views = count > 1 ? make("div", { className: "views", role: "group", ariaLabel: "Views" },
     ...answer.views.map((png, i) => {
-      const button = make("button", { type: "button", ariaPressed: String(i === 0), title: `View ${i + 1}` },
+      const button = make("button", { type: "button", ariaPressed: String(i === centre), title: `View ${i + 1}` },
         make("img", { src: viewSource(png), alt: `View ${i + 1} of ${count}` }));
       button.addEventListener("click", () => {
         for (const one of views.children) one.ariaPressed = String(one === button);
         view.src = viewSource(png);
-        // The evidence is about the centre crop.
-        overlay.classList.toggle("is-elsewhere", i !== 0);
+        overlay.classList.toggle("is-elsewhere", i !== centre);
       });
       return button;
     })) : null;

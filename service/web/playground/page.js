@@ -10,9 +10,9 @@ import { startPulse } from "./pulse.js";
 
 const AT_ONCE = 4;
 const THEMES = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" };
-const VIEWS = {
-  none: "none: one view", hflip: "mirrored too: 2 views", five_crop: "five crops: 5 views",
-  ten_crop: "ten crops: 10 views", multi_scale: "three sizes, mirrored: 6 views",
+const POLICIES = {
+  none: "none", hflip: "mirrored too", five_crop: "five crops", ten_crop: "ten crops",
+  multi_scale: "three sizes, mirrored",
 };
 
 let server = {};
@@ -110,7 +110,7 @@ function drawRow(item) {
   const state = item.problem ? make("span", { className: "row-problem" }, item.problem.title)
     : best ? drawBars(item.answer.predictions.slice(0, 3))
     : make("span", { className: "soft" }, "asking…");
-  const source = item.answer ? viewSource(item.answer.views[0]) : item.thumbnail;
+  const source = item.answer ? viewSource(item.answer.views[item.centre]) : item.thumbnail;
   const picture = make("img", { className: "thumbnail", src: source, alt: "" });
   picture.addEventListener("error", () => { picture.hidden = true; }, { once: true });
   item.row.replaceChildren(picture,
@@ -124,6 +124,7 @@ async function classify(item) {
   const asked = readOptions();
   const model = chosenModel();
   item.asked = asked;
+  item.centre = server.tta.find((one) => one.name === (asked.tta || "none")).centre;
   const start = performance.now();
   let found;
   try {
@@ -247,7 +248,8 @@ async function open() {
   showState();
   server = await askJson("playground.json");
   $("open-key").hidden = !server.needs_key;
-  $("tta").replaceChildren(...server.tta.map((name) => make("option", { value: name }, VIEWS[name] || name)));
+  $("tta").replaceChildren(...server.tta.map(({ name, views }) => make("option", { value: name },
+    `${POLICIES[name] || name}: ${views === 1 ? "one view" : `${views} views`}`)));
   const megabytes = (server.max_body_bytes / 2 ** 20).toFixed(0);
   const formats = server.image_formats.map((name) => name.toUpperCase()).join(", ");
   $("accepts").textContent = `or paste them: ${formats}, up to ${megabytes} MB. They go to this service and nowhere else.`;
