@@ -18,6 +18,7 @@ from service.grpc_health import Health
 from service.grpc_open_inference import SERVICE_NAME as OPEN_INFERENCE_NAME
 from service.grpc_open_inference import GrpcOpenInference
 from service.grpc_servicer import SERVICE_NAME, ImageClassifier
+from service.intake import Intake
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.settings import Settings
@@ -50,11 +51,11 @@ class GrpcServer:
         """Makes a server that listens to nothing yet; without `control` it knows no keys."""
         self._settings = settings
         open_inference = OpenInference(classifier, metrics, settings)
+        # One for both: the bounds are those of the protocol.
+        parts = metrics, settings, Intake.build(settings, metrics), tracing
         services = {
-            SERVICE_NAME: ImageClassifier(classifier, metrics, settings, tracing).rpcs(),
-            OPEN_INFERENCE_NAME: GrpcOpenInference(
-                open_inference, metrics, settings, tracing
-            ).rpcs(),
+            SERVICE_NAME: ImageClassifier(classifier, *parts).rpcs(),
+            OPEN_INFERENCE_NAME: GrpcOpenInference(open_inference, *parts).rpcs(),
         }
         self._health = Health(lambda: classifier.is_ready, frozenset(services))
         services |= {

@@ -43,11 +43,12 @@ class GrpcOpenInference:
         open_inference: OpenInference,
         metrics: Metrics,
         settings: Settings,
+        intake: Intake,
         tracing: Tracing | None = None,
     ) -> None:
         self._open_inference = open_inference
         self._settings = settings
-        self._intake = Intake.build(settings, metrics)
+        self._intake = intake
         self._calls = Calls(SERVICE_NAME, metrics, settings, tracing)
 
     def rpcs(self) -> dict[str, Rpc]:

@@ -41,11 +41,12 @@ class ImageClassifier:
         classifier: Classifier,
         metrics: Metrics,
         settings: Settings,
+        intake: Intake,
         tracing: Tracing | None = None,
     ) -> None:
         self._classifier = classifier
         self._settings = settings
-        self._intake = Intake.build(settings, metrics)
+        self._intake = intake
         self._calls = Calls(SERVICE_NAME, metrics, settings, tracing)
 
     def rpcs(self) -> dict[str, Rpc]:

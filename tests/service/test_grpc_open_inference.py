@@ -16,6 +16,8 @@ from service.errors import ErrorCode, RequestError
 from service.grpc_answer import STATUS
 from service.proto import open_inference_pb2 as messages
 from service.proto import rpc_status_pb2
+from service.proto.image_classifier_pb2 import ClassifyRequest
+from service.proto.image_classifier_pb2_grpc import ImageClassifierStub
 from service.proto.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 PATIENCE_S = 30  # for what takes milliseconds on a machine with nothing else to do
@@ -308,3 +310,18 @@ async def test_a_stream_works_on_no_more_than_a_request_may_hold(
         assert len([answer async for answer in call]) == 12
     # Those that wait to be written, the one being written and the one that waits for a place.
     assert stub_classifier.most_running <= 4
+
+
+async def test_both_services_share_the_bounds_of_what_is_received(
+    stub_classifier, metrics, make_settings, serving_grpc
+):
+    settings = make_settings(max_inflight_requests=1)
+    stub_classifier.gate = asyncio.Event()
+    async with serving_grpc(stub_classifier, metrics, settings) as served:
+        ours = ImageClassifierStub(served.channel).Classify(ClassifyRequest(image=b"img"))
+        await asyncio.wait_for(stub_classifier.arrived.wait(), PATIENCE_S)
+        theirs = GRPCInferenceServiceStub(served.channel)
+        assert await refused(theirs.ModelInfer(ask(b"img"), timeout=PATIENCE_S)) == "overloaded"
+        stub_classifier.gate.set()
+        await ours
+        assert (await theirs.ModelInfer(ask(b"img"))).model_version == "3"
