@@ -120,6 +120,11 @@ class Batcher:
         return is_empty
 
     @property
+    def has_idle_thread(self) -> bool:
+        """Whether less is admitted than there are threads to do it."""
+        return self._admission.load.views < len(self._threads)
+
+    @property
     def is_refusing(self) -> bool:
         """Whether a job was refused within the last second."""
         return time.monotonic() < self._refuses_until

@@ -7,6 +7,7 @@ it was asked for.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from service.classification import (
 from service.dispatch import dispatch
 from service.errors import RequestError
 from service.explain import choose_method, conclude
+from service.image_trace import trace_image
 from service.metrics import Metrics
 from service.model import Model
 from service.models import Models, Unavailable
@@ -39,6 +41,8 @@ from service.response_cache import ResponseCache
 from service.rollout import Rollout
 from service.schedule import Job, Outcome
 from service.settings import Settings
+from service.traffic import STICKY_KEY
+from service.trial import TrialDescription, Trials
 from service.watch import watch
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ class Classifier:
 
     Attributes:
         rollout: The way to change the models while they serve; None when they are fixed.
+        trials: The way to try new versions on a part of the traffic, as well.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Classifier:
             rollout: The way to change the models while they serve.
         """
         self.rollout = rollout
+        self.trials = None if rollout is None else Trials(rollout, metrics, settings.image_limits())
         self._models = models
         self._batcher = batcher
         self._settings = settings
@@ -131,6 +137,8 @@ class Classifier:
     async def close(self) -> None:
         """Waits for what is in flight, then stops the threads."""
         self._is_draining = True
+        if self.trials is not None:
+            self.trials.close()
         await asyncio.to_thread(self._batcher.close, self._settings.shutdown_grace_s)
 
     def refuse_early(self, options: Options) -> None:
@@ -166,8 +174,13 @@ class Classifier:
         Raises:
             RequestError: The image, an option or the state of the server prevents an answer.
         """
+        models = self._models
+        if models.traffic and (traffic := models.traffic.get(options.model)) is not None:
+            return await traffic.answer(image, options, self._answer)
+        return await self._answer(models.find(options.model), image, options)
+
+    async def _answer(self, model: Model, image: ImageSource, options: Options) -> Classification:
         start = time.monotonic()
-        model = self._models.find(options.model)
         try:
             if self._cache is None:
                 result = await self._compute(model, image, options)
@@ -211,7 +224,7 @@ class Classifier:
             pngs = await asyncio.to_thread(draw_views, outcome.prepared.views)
             result = replace(result, view_pngs=pngs)
         if self._tracing is not None:
-            self._trace(self._tracing, job, result, resumed_at)
+            trace_image(self._tracing, job, result, resumed_at)
         return result
 
     async def explain(self, image: bytes, options: ExplainOptions) -> Explanation:
@@ -241,6 +254,8 @@ class Classifier:
         """
         self._models.find(options.model)
         options.check(self._settings.default_timeout_ms)
+        if options.model in self._models.traffic and STICKY_KEY.get() is None:
+            STICKY_KEY.set(os.urandom(8))  # one version for all of them
         return await self._classify_each(images, options)
 
     async def _classify_each(
@@ -261,6 +276,10 @@ class Classifier:
     def describe_unavailable(self) -> tuple[Unavailable, ...]:
         """Returns the versions that are known and do not serve, and why."""
         return self._models.unavailable
+
+    def describe_trials(self) -> list[TrialDescription]:
+        """Returns the splits and shadows that are ordered, and the roll-backs, by model."""
+        return [] if self.trials is None else self.trials.describe()
 
     def describe_model(self, reference: str) -> ModelDescription:
         """Returns one served model.
@@ -315,28 +334,6 @@ class Classifier:
             views=len(outcome.probabilities),
             batch_views=outcome.batch_views,
             timings=timings,
-        )
-
-    def _trace(self, tracing: Tracing, job: Job, result: Classification, resumed_at: float) -> None:
-        """Adds the spans of an image that was answered."""
-        timings = result.timings
-        decoding_at = job.ready_at - job.decode_s
-        ran_at = job.admitted_at + job.decode_s + timings.queue_s
-        stages = (
-            ("queue", job.admitted_at, decoding_at),
-            ("decode", decoding_at, job.ready_at),
-            ("queue", job.ready_at, ran_at),
-            ("infer", ran_at, ran_at + timings.infer_s),
-            ("postprocess", resumed_at, time.monotonic()),
-        )
-        tracing.record_image(
-            stages,
-            {
-                "fivecrop.model": result.model,
-                "fivecrop.version": result.version,
-                "fivecrop.views": result.views,
-                "fivecrop.batch_views": result.batch_views,
-            },
         )
 
 

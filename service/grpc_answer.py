@@ -27,6 +27,7 @@ STATUS: Final[dict[ErrorCode, grpc.StatusCode]] = {
     ErrorCode.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     ErrorCode.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     ErrorCode.MODEL_LOAD_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.PROMOTION_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.MEMORY_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     # Those that only HTTP has; the library answers their like before any code of ours runs.

@@ -20,6 +20,7 @@ from service.metrics import Metrics
 from service.request_id import HEADER, take_request_id
 from service.settings import Settings
 from service.time_limit import TimeLimit
+from service.traffic import STICKY_KEY
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace, Tracing
@@ -63,12 +64,18 @@ class Calls:
         self._metrics = metrics
         self._has_access_log = settings.access_log
         self._write_limit = TimeLimit(settings.write_timeout_s)
+        self._sticky_header = settings.sticky_header
         self._tracing = tracing
 
     def open(self, context: Context, method: str) -> Call:
         """Returns the call, having promised its id to the client."""
         metadata = tuple(context.invocation_metadata() or ())
-        offered = next((v for k, v in metadata if k == HEADER), None)
+        offered = None
+        for name, value in metadata:
+            if name == HEADER and offered is None:
+                offered = value
+            elif name == self._sticky_header:
+                STICKY_KEY.set(value.encode() if isinstance(value, str) else value)
         request_id = take_request_id(offered if isinstance(offered, str) else None)
         context.set_trailing_metadata(((HEADER, request_id),))
         return Call(

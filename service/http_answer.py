@@ -26,6 +26,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.MODEL_LOAD_FAILED: 409,
     ErrorCode.MEMORY_EXCEEDED: 409,
+    ErrorCode.PROMOTION_REFUSED: 409,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.REQUEST_TIMEOUT: 408,

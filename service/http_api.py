@@ -79,6 +79,7 @@ def build_http_app(
         control or AccessControl(None),
         Intake.build(settings, metrics),
         has_access_log=settings.access_log,
+        sticky_header=settings.sticky_header,
         tracing=tracing,
     )
 
@@ -90,8 +91,10 @@ class HttpApi:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
-        rollout = classifier.rollout
-        self._admin = None if rollout is None else AdminApi(classifier, rollout)
+        rollout, trials = classifier.rollout, classifier.trials
+        self._admin = None
+        if rollout is not None and trials is not None:
+            self._admin = AdminApi(classifier, rollout, trials)
         access = {
             route.path: route.endpoint.access
             for route in self.routes()
@@ -167,7 +170,9 @@ class HttpApi:
         """Answers with every served model."""
         refuse_query(scope["query_string"])
         return answer_models(
-            self._classifier.describe_models(), self._classifier.describe_unavailable()
+            self._classifier.describe_models(),
+            self._classifier.describe_unavailable(),
+            self._classifier.describe_trials(),
         )
 
     async def show_model(self, scope: Scope, receive: Receive) -> Answer:  # noqa: ARG002

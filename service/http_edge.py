@@ -27,6 +27,7 @@ from service.http_client import ClientLeftError
 from service.intake import Held, Intake
 from service.metrics import Metrics
 from service.request_id import take_request_id
+from service.traffic import STICKY_KEY
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace, Tracing
@@ -139,9 +140,11 @@ class HttpEdge:
         intake: Intake,
         *,
         has_access_log: bool,
+        sticky_header: str = "",
         tracing: Tracing | None = None,
     ) -> None:
         self.router = router
+        self._sticky_header = sticky_header.encode()
         self._metrics = metrics
         self._control = control
         self._intake = intake
@@ -163,7 +166,7 @@ class HttpEdge:
             ACCESS_CONTROL: self._control,
             INTAKE: self._intake,
         }
-        request_id = scope[REQUEST_ID] = take_request_id(_read_request_id(scope))
+        request_id = scope[REQUEST_ID] = take_request_id(self._read_identity(scope))
         trace_id = None
         # A GET here is a probe, a scrape or somebody looking around.
         if self._tracing is None or scope["method"] == "GET":
@@ -182,6 +185,16 @@ class HttpEdge:
         if has_unread_body:
             await _linger(receive)
             await send({"type": "http.response.body", "body": b""})
+
+    def _read_identity(self, scope: Scope) -> str | None:
+        """Returns the id that the client gave the request, and notes whose it is."""
+        request_id = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and request_id is None:
+                request_id = str(value, "latin-1")
+            elif name == self._sticky_header:
+                STICKY_KEY.set(value)
+        return request_id
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[Answer, str]:
         """Returns the answer of the routes, or the one that their error maps to, and its code."""
@@ -262,13 +275,6 @@ def _tell_trace(told: RequestTrace, scope: Scope, answer: Answer, code: str) -> 
         "fivecrop.code": code,
         "fivecrop.request_id": scope[REQUEST_ID],
     }
-
-
-def _read_request_id(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return str(value, "latin-1")
-    return None
 
 
 def _refuse_method(

@@ -11,10 +11,16 @@ from service.bundle.postprocess import Prediction
 from service.classifier import Classification, ModelDescription, Timings
 from service.errors import ErrorCode, RequestError
 from service.http_answer import STATUS, Answer, encode_json
+from service.http_trial import tell_trial
 from service.models import Unavailable
+from service.trial import TrialDescription
 
 
-def answer_models(models: Sequence[ModelDescription], unavailable: Sequence[Unavailable]) -> Answer:
+def answer_models(
+    models: Sequence[ModelDescription],
+    unavailable: Sequence[Unavailable],
+    trials: Sequence[TrialDescription],
+) -> Answer:
     """Returns the answer that lists models."""
     document: http_schema.Models = {
         "models": [_describe(model) for model in models],
@@ -22,6 +28,7 @@ def answer_models(models: Sequence[ModelDescription], unavailable: Sequence[Unav
             {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
             for one in unavailable
         ],
+        "trials": [tell_trial(trial) for trial in trials],
     }
     return Answer(body=encode_json(document))
 

@@ -253,11 +253,55 @@ class UnavailableVersion(TypedDict):
 
 
 @with_config(_EXACT)
+class Split(TypedDict):
+    """Which share of the requests that name a model alone goes to which version."""
+
+    shares: Annotated[
+        dict[str, float],
+        Field(description="By label or version; the rest is the stable version's."),
+    ]
+    max_error_excess: Annotated[
+        float | None,
+        Field(description="Excess over the stable error rate that rolls a version back."),
+    ]
+
+
+@with_config(_EXACT)
+class Shadow(TypedDict):
+    """A version that is asked a share of those requests too, for the comparison alone."""
+
+    target: Annotated[str, Field(description="A label or a version.")]
+    share: float
+
+
+@with_config(_EXACT)
+class RolledBack(TypedDict):
+    """A version that failed too often and was taken out of the split."""
+
+    at: Annotated[str, Field(description="RFC 3339.")]
+    target: Annotated[str, Field(description="The label or version that the split named.")]
+    version: int
+    to_version: Annotated[int, Field(description="What the label means instead.")]
+    reason: str
+
+
+@with_config(_EXACT)
+class Trial(TypedDict):
+    """How a new version of a model is being tried, and how the last one ended."""
+
+    name: str
+    split: Split | None
+    shadow: Shadow | None
+    rolled_back: RolledBack | None
+
+
+@with_config(_EXACT)
 class Models(TypedDict):
-    """The models that are served, and the versions that are not."""
+    """The models that are served, the versions that are not, and those on trial."""
 
     models: list[Model]
     unavailable: list[UnavailableVersion]
+    trials: list[Trial]
 
 
 @with_config(_EXACT)

@@ -38,10 +38,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """What should serve from now on, and the version labels to serve it by."""
+    """What should serve from now on, and the orders to serve it by."""
 
     models: Mapping[Key, Model]
-    version_labels: Mapping[str, Mapping[str, int]]
+    orders: Orders
+
+    @property
+    def version_labels(self) -> dict[str, Mapping[str, int]]:
+        """Versions by name and label."""
+        return {name: one.labels for name, one in self.orders.models.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,10 +102,7 @@ class LiveSet:
         finally:
             # Held until here, because they take memory although nothing serves them yet.
             self._fresh.clear()
-        return Settled(
-            models=models,
-            version_labels={name: one.labels for name, one in orders.models.items()},
-        )
+        return Settled(models=models, orders=orders)
 
     def commit(self, settled: Settled) -> tuple[list[Model], list[Model]]:
         """Makes it what serves; returns the models that are new and those that are to drain."""

@@ -25,6 +25,7 @@ from prometheus_client.samples import Sample
 from service.drift_metrics import DriftMetrics
 from service.exemplars import Exemplars
 from service.model_metrics import ModelMetrics
+from service.traffic_metrics import Tally, TrafficMetrics, read_tally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -148,6 +149,7 @@ class Metrics:
         )
         self.drift = DriftMetrics(registry)
         self.models = ModelMetrics(registry, self._exemplars)
+        self.traffic = TrafficMetrics(registry)
         self._model_info = Gauge(
             "fivecrop_model_info",
             "1 for each model that serves, 0 for one that did; what and where in the labels.",
@@ -299,6 +301,10 @@ class Metrics:
             text = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def read_tally(self, model: str) -> Tally:
+        """Returns what all workers counted of the trials of a model."""
+        return read_tally(self._collector().collect(), model)
 
     def _collector(self) -> Collector:
         if self._shared_folder is None:

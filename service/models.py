@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from service.classification import ModelDescription
 from service.errors import ErrorCode, RequestError, SettingsError
 from service.model import Model
+from service.traffic import Traffic
 
 # The label that NAME alone means, where a version has it.
 STABLE = "stable"
@@ -30,6 +31,7 @@ class Models:
 
     Attributes:
         unavailable: Versions that do not serve and that somebody may look for.
+        traffic: What is asked instead of the model of a reference, where a split is ordered.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Models:
             SettingsError: The default is not among the models.
         """
         self.unavailable: tuple[Unavailable, ...] = ()
+        self.traffic: Mapping[str | None, Traffic] = {}
         self._default = default
         self.replace(models, version_labels or {})
         if default is not None and models and None not in self._by_reference:
@@ -82,6 +85,16 @@ class Models:
         self._models = ordered
         self._by_reference = table
 
+    def direct(self, traffic: Mapping[str, Traffic]) -> None:
+        """Lets each of these models, when it is asked for by its name alone, answer so."""
+        by_reference: dict[str | None, Traffic] = dict(traffic.items())
+        default = self._by_reference.get(None)
+        if default is not None and self._by_reference[default.name] is default:
+            is_by_name = self._default in (None, default.name)
+            if is_by_name and default.name in traffic:
+                by_reference[None] = traffic[default.name]
+        self.traffic = by_reference
+
     def __iter__(self) -> Iterator[Model]:
         """Every model once, by name and version."""
         return iter(self._models)
@@ -104,6 +117,10 @@ class Models:
                 )
             raise RequestError(ErrorCode.MODEL_NOT_FOUND, "no such model or version is served")
         return model
+
+    def get(self, reference: str) -> Model | None:
+        """Returns the model for a reference as `find` knows them, or None."""
+        return self._by_reference.get(reference)
 
     def is_default(self, model: Model) -> bool:
         """Whether a request that names no model gets this one."""

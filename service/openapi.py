@@ -11,6 +11,7 @@ from service import http_schema
 from service.access import Access
 from service.errors import ErrorCode
 from service.http_answer import STATUS
+from service.http_trial import TrialReport
 from service.openapi_explain import describe_explain_path
 from service.openapi_options import describe_options, describe_parameter
 from service.settings import Settings
@@ -34,6 +35,7 @@ _SCHEMAS: Final = (
     http_schema.Models,
     http_schema.Model,
     http_schema.Labels,
+    TrialReport,
     http_schema.Alive,
     http_schema.Ready,
 )
@@ -49,6 +51,7 @@ _NOT_OF_CLASSIFY: Final = frozenset(
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.MODEL_LOAD_FAILED,
         ErrorCode.MEMORY_EXCEEDED,
+        ErrorCode.PROMOTION_REFUSED,
     }
 )
 _MODEL_CODES: Final = (ErrorCode.INVALID_ARGUMENT, ErrorCode.MODEL_NOT_FOUND)

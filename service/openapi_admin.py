@@ -13,24 +13,55 @@ _CODES = (
     ErrorCode.MODEL_NOT_FOUND,
     ErrorCode.MODEL_LOAD_FAILED,
     ErrorCode.MEMORY_EXCEEDED,
+    ErrorCode.PROMOTION_REFUSED,
     ErrorCode.BODY_TOO_LARGE,
     ErrorCode.REQUEST_TIMEOUT,
     ErrorCode.UNSUPPORTED_ENCODING,
     ErrorCode.INTERNAL,
 )
-_LABEL_BODY: Document = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {"version": {"type": "integer", "minimum": 1}},
-                "required": ["version"],
-                "additionalProperties": False,
+
+
+def _body(properties: Document, required: list[str]) -> Document:
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": properties,
+                    "required": required,
+                    "additionalProperties": False,
+                }
             }
-        }
+        },
+    }
+
+
+_LABEL_BODY: Document = _body({"version": {"type": "integer", "minimum": 1}}, ["version"])
+_SPLIT_BODY: Document = _body(
+    {
+        "shares": {
+            "type": "object",
+            "description": "By label or version; together at most 1.",
+            "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "minProperties": 1,
+            "maxProperties": 8,
+        },
+        "max_error_excess": {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1},
     },
-}
+    required=["shares"],
+)
+_TARGET: Document = {"type": "string", "description": "A label or a version."}
+_SHARE: Document = {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 1}
+_SHADOW_BODY: Document = _body({"target": _TARGET, "share": _SHARE}, required=["target"])
+_GATE_BODY: Document = _body(
+    {
+        "target": {**_TARGET, "default": "canary"},
+        "min_samples": {"type": "integer", "minimum": 0, "maximum": 10**9, "default": 200},
+        "min_agreement": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.9},
+    },
+    required=[],
+) | {"required": False}
 
 
 def describe_admin_paths() -> Document:
@@ -59,10 +90,33 @@ def describe_admin_paths() -> Document:
             },
             "delete": _operation("removeLabel", "Take a label away.", "name", "label"),
         },
+        "/v1/models/{name}/split": {
+            "put": {
+                **_operation("splitTraffic", "Let versions answer shares of the requests.", "name"),
+                "requestBody": _SPLIT_BODY,
+            },
+            "delete": _operation("endSplit", "Let the stable version answer all.", "name"),
+        },
+        "/v1/models/{name}/shadow": {
+            "put": {
+                **_operation("shadowTraffic", "Also ask a version, and compare.", "name"),
+                "requestBody": _SHADOW_BODY,
+            },
+            "delete": _operation("endShadow", "Ask no version besides.", "name"),
+        },
+        "/v1/models/{name}/report": {
+            "get": _operation("reportTrial", "Tell how a trial goes.", "name", answer="TrialReport")
+        },
+        "/v1/models/{name}:promote": {
+            "post": {
+                **_operation("promoteVersion", "Make a tried version the stable one.", "name"),
+                "requestBody": _GATE_BODY,
+            }
+        },
     }
 
 
-def _operation(name: str, summary: str, *parameters: str) -> Document:
+def _operation(name: str, summary: str, *parameters: str, answer: str = "Models") -> Document:
     about: dict[str, tuple[str, dict[str, Any]]] = {
         "name": ("NAME of a model.", {"type": "string"}),
         "version": ("A version.", {"type": "integer", "minimum": 1}),
@@ -75,8 +129,8 @@ def _operation(name: str, summary: str, *parameters: str) -> Document:
         "parameters": [describe_parameter(one, "path", *about[one]) for one in parameters],
         "responses": {
             "200": {
-                "description": "Done; the versions of the model as they are now.",
-                "content": {"application/json": {"schema": refer("Models")}},
+                "description": "What was done, as it is now.",
+                "content": {"application/json": {"schema": refer(answer)}},
             },
             **describe_problems(_CODES),
         },

@@ -1,7 +1,8 @@
 """What an operator ordered of the live models, in a file that outlives the server.
 
 The version policy says what should serve by itself; orders are the exceptions to it: versions that
-are loaded beside the policy's, versions or whole models that are kept out, and version labels.
+are loaded beside the policy's, versions or whole models that are kept out, version labels, and what
+becomes of requests that name a model alone (`service/traffic_orders.py`).
 Every worker, and every server on the same repository, reads the same file.
 """
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.bundle.manifest import NAME_PATTERN
 from service.errors import BundleError
+from service.traffic_orders import RolledBack, Shadow, Split, list_versions
 
 ORDERS_FILE = ".orders.json"
 # Starts with a letter, so that it is never a version; `latest` and `all` are words of policies.
@@ -37,15 +39,20 @@ class ModelOrders(BaseModel):
     loaded: frozenset[Version] = frozenset()
     unloaded: frozenset[Version] = frozenset()
     labels: dict[str, Version] = {}
+    split: Split | None = None
+    shadow: Shadow | None = None
+    rolled_back: RolledBack | None = None
 
     def apply(self, chosen: set[int]) -> set[int]:
         """Returns the versions that should serve, given those that the policy chose.
 
-        A version with a label serves for as long as it has it.
+        A version with a label serves for as long as it has it, one that a split or a shadow names
+        for as long as it does.
         """
         if self.is_unloaded:
             return set()
-        return (chosen | self.loaded | set(self.labels.values())) - self.unloaded
+        needed = {*self.labels.values(), *list_versions(self.split, self.shadow)}
+        return (chosen | self.loaded | needed) - self.unloaded
 
     def load(self, version: int | None) -> Self:
         """Returns these orders with a version let in; None is whatever the policy chooses."""
@@ -58,7 +65,9 @@ class ModelOrders(BaseModel):
     def unload(self, version: int | None) -> Self:
         """Returns these orders with a version kept out, or the whole model with its labels."""
         if version is None:
-            return self._with(is_unloaded=True, loaded=frozenset(), labels={})
+            return self._with(
+                is_unloaded=True, loaded=frozenset(), labels={}, split=None, shadow=None
+            )
         return self._with(loaded=self.loaded - {version}, unloaded=self.unloaded | {version})
 
     def label(self, label: str, version: int | None) -> Self:
@@ -70,6 +79,47 @@ class ModelOrders(BaseModel):
             labels={**labels, label: version},
             is_unloaded=False,
             unloaded=self.unloaded - {version},
+        )
+
+    def direct(self, *, split: Split | None) -> Self:
+        """Returns these orders with another split, or none; what went wrong before is history."""
+        return self._with(split=split, rolled_back=None)
+
+    def watch(self, *, shadow: Shadow | None) -> Self:
+        """Returns these orders with another shadow, or none."""
+        return self._with(shadow=shadow)
+
+    def find(self, target: str) -> int | None:
+        """Returns the version that a label or a number means; None when it means nothing."""
+        return int(target) if target.isdecimal() else self.labels.get(target)
+
+    def promote(self, target: str, stable: str) -> Self:
+        """Returns these orders with the label `stable` on a target, and the trial of it over."""
+        version = self.find(target)
+        assert version is not None
+        labels = {name: at for name, at in self.labels.items() if name != target}
+        return self._with(
+            labels={**labels, stable: version}, split=None, shadow=None, rolled_back=None
+        )
+
+    def roll_back(self, event: RolledBack) -> Self:
+        """Returns these orders with a target out of the split, its label on what serves instead.
+
+        Orders that changed meanwhile, so that the target is another version, are left as they are.
+        """
+        target, split = event.target, self.split
+        if split is None or target not in split.shares or self.find(target) != event.version:
+            return self
+        shares = {name: share for name, share in split.shares.items() if name != target}
+        labels = self.labels
+        if target in labels:
+            labels = {**labels, target: event.to_version}
+        shadow = self.shadow
+        return self._with(
+            labels=labels,
+            split=split.model_copy(update={"shares": shares}) if shares else None,
+            shadow=None if shadow is not None and shadow.target == target else shadow,
+            rolled_back=event,
         )
 
     def _with(self, **changes: object) -> Self:

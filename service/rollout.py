@@ -32,6 +32,7 @@ from service.version_policy import parse_policies, parse_policy
 _LONGEST_DRAIN_S: Final = 660.0
 
 TellOthers = Callable[[str, Collection[int]], Awaitable[bool]]
+OnCommit = Callable[[Settled], None]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Rollout:
         self._live = live
         self._orders = orders
         self._changing = asyncio.Lock()
+        self._committed: Settled | None = None
+        self._on_commit: OnCommit = lambda _: None
         live.show = self._show
 
     @classmethod
@@ -80,7 +83,7 @@ class Rollout:
         Raises:
             RequestError: `model_not_found`, `model_load_failed`, `memory_exceeded`.
         """
-        await self._change(
+        await self.change(
             name, lambda orders: orders.load(version), version=version, must_serve=True
         )
 
@@ -100,7 +103,7 @@ class Rollout:
                     )
             return orders.unload(version)
 
-        await self._change(name, unload, version=version)
+        await self.change(name, unload, version=version)
 
     async def reload(self, name: str) -> None:
         """Serves what the repository has now: newer versions, changed ones, those that failed.
@@ -108,7 +111,7 @@ class Rollout:
         Raises:
             RequestError: `model_not_found`, `model_load_failed`, `memory_exceeded`.
         """
-        await self._change(name, lambda orders: orders, must_serve=True)
+        await self.change(name, lambda orders: orders, must_serve=True)
 
     async def label(self, name: str, label: str, version: int | None) -> None:
         """Lets NAME@LABEL mean a version, loading it if need be; None takes the label away.
@@ -123,7 +126,7 @@ class Rollout:
                 "a label starts with a lower-case letter, goes on with letters, digits, '.', '_' "
                 "or '-', has at most 32 characters, and is neither 'latest' nor 'all'",
             )
-        await self._change(
+        await self.change(
             name,
             lambda orders: orders.label(label, version),
             version=version,
@@ -157,11 +160,17 @@ class Rollout:
         except StartError as error:
             raise self._refusal(error) from error
 
+    def on_commit(self, call: OnCommit) -> None:
+        """Calls with what serves now, and again at each change, before the next look-up."""
+        self._on_commit = call
+        if self._committed is not None:
+            call(self._committed)
+
     def versions(self, name: str) -> list[int]:
         """Returns the versions of a model that serve."""
         return sorted(model.version for model in self.models if model.name == name)
 
-    async def _change(
+    async def change(
         self,
         name: str,
         change: OrdersChange,
@@ -169,7 +178,17 @@ class Rollout:
         version: int | None = None,
         must_serve: bool = False,
     ) -> None:
-        """Proves what the changed orders need, writes them, and lets every worker follow them."""
+        """Proves what the changed orders need, writes them, and lets every worker follow them.
+
+        Args:
+            name: The model.
+            change: From its orders to its orders; may be called more than once.
+            version: The version that the change is about; None is no particular one.
+            must_serve: Whether to refuse the change when that does not serve.
+
+        Raises:
+            RequestError: `model_not_found`, `model_load_failed`, `memory_exceeded`.
+        """
         async with self._changing:
             try:
                 failure, gone = await self._order(name, change, version, must_serve)
@@ -215,6 +234,8 @@ class Rollout:
         for model in new:
             self.batcher.add_lane(model.lane)
         self.models.replace(list(settled.models.values()), settled.version_labels)
+        self._committed = settled
+        self._on_commit(settled)
         self._show()
         for model in gone:
             self._live.metrics.hide_model(**_describe(model))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service.bundle.structure import Limits
+from service.door_settings import DoorSettings
 
 PREFIX = "FIVECROP_"
 # Not a setting: the key that `fivecrop models` uses.
@@ -34,45 +35,10 @@ class VariantChoice(StrEnum):
     INT8 = "int8"
 
 
-class Settings(BaseSettings):
+class Settings(DoorSettings):
     """What an operator may choose. Facts of a model are never settings: its bundle holds them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
-
-    host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
-    http_port: int = Field(3000, ge=1, le=65535, description="Port of HTTP.")
-    grpc_port: int = Field(3001, ge=1, le=65535, description="Port of gRPC.")
-    workers: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="Worker processes. One is best on a CPU; on GPUs use at least one a device.",
-    )
-
-    api_keys: Path | None = Field(
-        None,
-        description="File of API key hashes, made by `fivecrop keys`; with one, everything but "
-        "health and the documentation needs a key. Without one, nobody may administer.",
-    )
-
-    tls_cert: Path | None = Field(
-        None,
-        description="PEM file of the certificate chain for HTTP and gRPC, which then speak TLS "
-        "only; a replaced file is used for the next connection.",
-    )
-    tls_key: Path | None = Field(
-        None, description="PEM file of its private key, without a password."
-    )
-    grpc_client_ca: Path | None = Field(
-        None,
-        description="PEM file of who signs the certificates that clients of gRPC must then have "
-        "(mutual TLS).",
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (),
-        description="Comma-separated origins (https://HOST) whose pages may call the service from "
-        "a browser; `*` is any, empty none.",
-    )
 
     model_repository: Path | str = Field(
         Path("exported_models"),
@@ -110,6 +76,12 @@ class Settings(BaseSettings):
         None,
         description="File that keeps what an operator loaded, unloaded and labelled; "
         "by default .orders.json in the repository, or for a URL a file in the cache.",
+    )
+    sticky_header: str = Field(
+        "x-sticky-key",
+        pattern="^[a-z][a-z0-9-]{0,63}$",
+        description="Header, or gRPC metadata, whose value decides which version answers while the "
+        "traffic of a model is split; requests without it are split by chance.",
     )
     default_model: str | None = Field(
         None, description="Model of a request that names none; may be left out when one is served."
@@ -332,14 +304,6 @@ class Settings(BaseSettings):
             max_png_chunks=self.max_png_chunks,
             formats=self.image_formats,
         )
-
-    @model_validator(mode="after")
-    def _check_tls(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together")
-        if self.grpc_client_ca is not None and self.tls_cert is None:
-            raise ValueError("grpc_client_ca needs tls_cert and tls_key")
-        return self
 
     @field_validator("image_formats")
     @classmethod

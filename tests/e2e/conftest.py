@@ -65,10 +65,10 @@ class Address:
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
 
-    def classify(self, image):
+    def classify(self, image, headers=None):
         """The JSON answer over HTTP, on a connection of its own."""
         with contextlib.closing(self.connect()) as connection:
-            connection.request("POST", CLASSIFY, image, {"Connection": "close"})
+            connection.request("POST", CLASSIFY, image, {"Connection": "close", **(headers or {})})
             answer = connection.getresponse()
             body = json.loads(answer.read())
             assert answer.status == 200, body

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     start_server, tmp_path, wait_until
 ):
     text = document("rollout")
-    (start, steps) = re.findall(r"```\n(.*?)```", text, re.S)
+    (start, steps, trial) = re.findall(r"```\n(.*?)```", text, re.S)
     make_key, serve = start.strip().splitlines()
     assert serve.endswith("serve --api-keys keys.json --model-watch")
     repository = tmp_path / "models"
@@ -160,7 +161,8 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     key = ""
     key = run(make_key.removeprefix("export FIVECROP_KEY=$(").removesuffix(")")).strip()
     server = start_server(repository, api_keys=keys, model_watch=True).wait_ready()
-    label, export, canary, ask, promote, show = steps.strip().splitlines()
+    label, export, canary, ask = steps.strip().splitlines()
+    shadow, split, report, promote, show = trial.strip().splitlines()
     run(label)
     # What the export does in the end: a new version appears at once.
     assert " export " in export
@@ -174,9 +176,25 @@ def test_the_roll_out_moves_the_label_from_one_version_to_the_next(
     for line, version in ((ask, 2), (ask.replace("@canary", ""), 1)):
         answer = run(on_ports(line, server).replace("curl ", "curl -s "))
         assert json.loads(answer)["version"] == version
+    run(shadow)
+    assert "10.0% to canary" in run(split)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run(promote)
+    assert "0 images were compared, 200 are needed (promotion_refused)" in refused.value.stderr
+    image = (repository / "cifar10-airbench/1/golden/0.jpeg").read_bytes()
+    answered = Counter()
+
+    def is_enough():
+        for _ in range(60):
+            answered[server.classify(image, {"Authorization": f"Bearer {key}"})["version"]] += 1
+        return json.loads(run(f"{report} --json"))["comparisons"][0]["images"] >= 200
+
+    wait_until(is_enough, "200 comparisons")
+    assert 0.02 < answered[2] / answered.total() < 0.25
+    assert "100.00%" in run(report)
     run(promote)
     wait_until(lambda: len(json.loads(run(f"{show} --json"))["models"]) == 1, "version 1 is freed")
-    assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ canary stable", run(show))
+    assert re.search(r"cifar10-airbench +│ 2 +│ ready +│ stable", run(show))
 
 
 def test_the_commands_about_architectures_answer():

@@ -48,7 +48,7 @@ class StubClassifier:
         self.running = self.most_running = 0
         self.is_ready, self.is_draining, self.is_stuck = True, False, False
         self.unavailable = ()
-        self.rollout = SimpleNamespace()  # its routes exist
+        self.rollout = self.trials = SimpleNamespace()  # their routes exist
 
     def refuse_early(self, options):
         pass
@@ -116,6 +116,9 @@ class StubClassifier:
                 decision=Decision(),
             )
         ]
+
+    def describe_trials(self):
+        return []
 
     def describe_unavailable(self):
         return self.unavailable

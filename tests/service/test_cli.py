@@ -225,6 +225,7 @@ class FakeService:
                     "unavailable": [
                         {"name": "m", "version": 3, "state": "failed", "reason": "a [flipped] bit"}
                     ],
+                    "trials": [],
                 }
                 problem = {"detail": "no such model", "code": "model_not_found"}
                 self.send_response(404 if is_wrong else 200)
@@ -261,6 +262,25 @@ def service():
         (("reload", "a/b?c"), ("POST", "/v1/models/a%2Fb%3Fc:reload", "")),
         (("label", "m@2", "stable"), ("PUT", "/v1/models/m/labels/stable", '{"version": 2}')),
         (("label", "m", "stable", "--remove"), ("DELETE", "/v1/models/m/labels/stable", "")),
+        (
+            ("split", "m", "canary=0.1"),
+            ("PUT", "/v1/models/m/split", '{"shares": {"canary": 0.1}}'),
+        ),
+        (
+            ("split", "m", "2=1", "--never-roll-back"),
+            ("PUT", "/v1/models/m/split", '{"shares": {"2": 1.0}, "max_error_excess": null}'),
+        ),
+        (("split", "m"), ("DELETE", "/v1/models/m/split", "")),
+        (
+            ("shadow", "m", "canary", "--share", "0.5"),
+            ("PUT", "/v1/models/m/shadow", '{"target": "canary", "share": 0.5}'),
+        ),
+        (("shadow", "m"), ("DELETE", "/v1/models/m/shadow", "")),
+        (("promote", "m"), ("POST", "/v1/models/m:promote", '{"target": "canary"}')),
+        (
+            ("promote", "m", "2", "--min-samples", "5"),
+            ("POST", "/v1/models/m:promote", '{"target": "2", "min_samples": 5}'),
+        ),
     ],
 )
 def test_models_commands_ask_the_service_with_the_key(run, service, monkeypatch, arguments, asked):

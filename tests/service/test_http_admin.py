@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from service import http_schema
 from service.api_keys import KeyScope
 from service.http_api import build_http_app
+from service.http_trial import TrialReport
 
 NAME = "digits-linear"
 MODEL = f"/v1/models/{NAME}"
@@ -49,6 +50,38 @@ async def test_a_version_is_rolled_out_step_by_step(connect, growing_repository)
     assert (shown["version"], shown["version_labels"]) == (2, ["canary", "stable"])
     assert versions(await client.delete(f"{MODEL}/labels/canary")) == [2]
     check_problem(await client.get(f"{MODEL}@canary"), 404, "model_not_found")
+
+
+async def test_a_split_is_ordered_shown_and_ended(connect, growing_repository):
+    client = await connect()
+    await client.put(f"{MODEL}/labels/stable", json={"version": 1})
+    growing_repository.publish(2)
+    await client.put(f"{MODEL}/labels/canary", json={"version": 2})
+    answer = await client.put(f"{MODEL}/split", json={"shares": {"canary": 0.5}})
+    assert versions(answer) == [1, 2]
+    assert answer.json()["trials"] == [
+        {
+            "name": NAME,
+            "split": {"shares": {"canary": 0.5}, "max_error_excess": 0.02},
+            "shadow": None,
+            "rolled_back": None,
+        }
+    ]
+    seen = {}
+    for user in 2 * list(range(20)):
+        headers = {"x-sticky-key": f"user {user}"}
+        answer = await client.post(
+            "/v1/classify", content=growing_repository.image, headers=headers
+        )
+        assert seen.setdefault(user, answer.json()["version"]) == answer.json()["version"]
+    assert set(seen.values()) == {1, 2}
+    await client.put(f"{MODEL}/shadow", json={"target": "2", "share": 0.5})
+    report = TypeAdapter(TrialReport).validate_json((await client.get(f"{MODEL}/report")).content)
+    assert report["trial"]["shadow"] == {"target": "2", "share": 0.5}
+    assert sum(one["answered"] for one in report["versions"]) == 40
+    await client.delete(f"{MODEL}/shadow")
+    answer = await client.delete(f"{MODEL}/split")
+    assert (versions(answer), answer.json()["trials"]) == ([1, 2], [])
 
 
 async def test_load_unload_and_reload_answer_with_what_serves_then(connect, growing_repository):
@@ -103,6 +136,25 @@ async def test_a_failed_load_is_a_conflict_and_shown_with_its_reason(connect, gr
         ("PUT", f"{MODEL}/labels/canary", b"[" * 1000, 400, "invalid_argument"),
         ("PUT", f"{MODEL}/labels/canary", b"", 400, "invalid_argument"),
         ("GET", f"{MODEL}/labels/canary", b"", 405, "method_not_allowed"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"canary": 0.5}}', 404, "model_not_found"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"stable": 0.5}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"1": 0.6, "2": 0.6}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"1": -0.1}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"1": NaN}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"../x": 0.1}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {}}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b'{"shares": {"1": 0.1}, "x": 1}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/split", b"[" * 1000, 400, "invalid_argument"),
+        ("PUT", "/v1/models/absent/split", b'{"shares": {"1": 0.5}}', 404, "model_not_found"),
+        ("DELETE", "/v1/models/absent/split", b"", 404, "model_not_found"),
+        ("PUT", f"{MODEL}/shadow", b'{"target": "canary"}', 404, "model_not_found"),
+        ("PUT", f"{MODEL}/shadow", b'{"target": "1", "share": 2}', 400, "invalid_argument"),
+        ("PUT", f"{MODEL}/shadow", b'{"share": 0.5}', 400, "invalid_argument"),
+        ("GET", "/v1/models/absent/report", b"", 404, "model_not_found"),
+        ("GET", f"{MODEL}/report?x=1", b"", 400, "invalid_argument"),
+        ("POST", f"{MODEL}:promote", b"", 404, "model_not_found"),
+        ("POST", f"{MODEL}:promote", b'{"target": "1"}', 409, "promotion_refused"),
+        ("POST", f"{MODEL}:promote", b'{"min_samples": -1}', 400, "invalid_argument"),
     ],
 )
 async def test_a_bad_request_is_refused_with_its_code_and_changes_nothing(
@@ -123,6 +175,12 @@ async def test_a_key_without_the_scope_changes_nothing(connect):
         ("POST", f"{MODEL}/versions/1:unload"),
         ("PUT", f"{MODEL}/labels/stable"),
         ("DELETE", f"{MODEL}/labels/stable"),
+        ("PUT", f"{MODEL}/split"),
+        ("DELETE", f"{MODEL}/split"),
+        ("PUT", f"{MODEL}/shadow"),
+        ("DELETE", f"{MODEL}/shadow"),
+        ("GET", f"{MODEL}/report"),
+        ("POST", f"{MODEL}:promote"),
     ]:
         check_problem(await client.request(method, path), 403, "forbidden")
     assert versions(await client.get("/v1/models")) == [1]
