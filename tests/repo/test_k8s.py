@@ -113,7 +113,7 @@ def test_probes_and_scrapes_ask_for_paths_that_exist():
 
 
 class _NoClassifier:
-    rollout = None
+    rollout = trials = None
 
 
 def test_what_a_pod_is_given_to_end_is_enough(settings):
