@@ -43,6 +43,8 @@ def page_routes(settings: Settings) -> list[Route]:
     parts = sorted(path.name for path in (_FOLDER / "playground").iterdir())
     return [
         _page("/", "playground.html"),
+        # Where clients of KServe v1 are answered, / is theirs.
+        _page("/playground", "playground.html"),
         fixed("/playground.json", Answer(body=encode_json(_describe_server(settings)))),
         *(_page(f"/playground/{name}", f"playground/{name}") for name in parts),
         *routes,

@@ -32,7 +32,7 @@ WEB = Path(http_pages.__file__).parent / "web"
 OPEN_PATHS = {
     *("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"),
     *("/", "/docs", "/docs.css", "/docs.js", "/openapi.json", "/schema.json"),
-    *("/playground.json", "/mark.svg"),
+    *("/playground", "/playground.json", "/mark.svg"),
     *(f"/playground/{path.name}" for path in (WEB / "playground").iterdir()),
 }
 OPEN_RPCS = {

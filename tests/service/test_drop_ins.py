@@ -153,11 +153,13 @@ async def test_tensorflow_serving_state_of_a_model(client, path):
 
 
 async def test_kserve_is_told_at_the_root_that_the_server_is_live(make_client):
-    for settings, status in (({}, 307), ({"tfserving": True}, 200)):
-        async with make_client(**settings) as client:
-            response = await client.get("/")
-            assert response.status_code == status
-    assert response.json() == {"status": "alive"}
+    async with make_client() as client:
+        page = await client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+    async with make_client(tfserving=True) as client:
+        response = await client.get("/")
+        assert response.json() == {"status": "alive"}
+        assert (await client.get("/playground")).text == page.text
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ async def test_switched_off_nothing_of_the_playground_is_there(open_pages):
     async with open_pages(playground=False) as client:
         front = await client.get("/", follow_redirects=True)
         assert front.url.path == "/docs"
-        for path in ("/playground.json", "/playground/page.js"):
+        for path in ("/playground", "/playground.json", "/playground/page.js"):
             assert (await client.get(path)).json()["code"] == "not_found"
 
 
