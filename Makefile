@@ -35,6 +35,9 @@ $(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.tools
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Ray comes on top of the development environment, with the same versions of everything else.
+$(VENV)/.ray: $(VENV)/.dev
+
 # Beside the development environment: upstream clients, which want another protobuf, and checkers, which pin much.
 $(VENV)/%/.installed: requirements/%.txt $(VENV)/.tools
 	@echo "installing $< into $(@D)" >&2
@@ -65,7 +68,7 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser
 	$(BIN)/pytest -m "not e2e and not browser and not container"
 
-e2e: $(VENV)/.dev $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
+e2e: $(VENV)/.dev $(VENV)/.ray $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
 	$(BIN)/pytest -m e2e
 
@@ -106,6 +109,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: $(VENV)/.tools ## renew the locks under requirements/
 	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 	for group in clients checkers inventory; do $(LOCK) --group $$group -o requirements/$$group.txt || exit; done
+	$(LOCK) --extra ray -c requirements/dev.txt pyproject.toml -o requirements/ray.txt
 	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt
 
 clean: ## remove the environment, caches and benchmark files; runs/ and exported_models/ stay

@@ -19,7 +19,7 @@ from service.score.dataset import open_output, read_manifest
 from service.score.display import make_display
 from service.score.errors import JobFailed, ScoreError
 from service.score.job import score_dataset
-from service.score.options import FORMATS, ScoreOptions
+from service.score.options import ENGINES, FORMATS, ScoreOptions
 from service.score.status import read_status, tell_status
 from service.score.storage import is_url, tell
 from service.settings import CLIENT_KEY, VariantChoice
@@ -65,8 +65,9 @@ def score() -> None:
     metavar="N",
     help="Processes [default: one a core], or images asked for at a time [16].",
 )
-@click.option("--engine", type=click.Choice(["local", "http"]), default="local", show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True)
 @click.option("--url", help="Of the running service that `--engine http` asks.")
+@click.option("--address", help="Of the Ray cluster; without one `--engine ray` starts its own.")
 @click.option("--key", envvar=CLIENT_KEY, help=f"API key for it; or in {CLIENT_KEY}.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N images.")
 @click.option("--shard", metavar="I/N", help="Every N-th image, from the I-th on.")
@@ -99,8 +100,6 @@ def run(
     *,
     resume: bool,
     as_json: bool,
-    engine: str,
-    url: str | None,
     **chosen: Any,
 ) -> None:
     """Score every image of the inputs into --out.
@@ -110,9 +109,7 @@ def run(
     a path or a URL that fsspec opens.
     """
     configure_log("warning")
-    if (engine == "http") != (url is not None):
-        raise ScoreError("--engine http and --url go together")
-    options = ScoreOptions(url=url, **chosen)
+    options = ScoreOptions(**chosen)
     display = make_display(as_json=as_json)
     with display, _stoppable() as should_stop:
         try:

@@ -282,6 +282,10 @@ def _start_engine(options: ScoreOptions, settings: Settings) -> tuple[ScoringEng
         version=bundle.manifest.version,
         bundle_digest=bundle.digest,
     )
+    if options.engine == "ray":
+        from service.score.ray_engine import RayPool
+
+        return RayPool(setup, options.address), stamp
     return WorkerPool(setup, options.workers or count_cores()), stamp
 
 

@@ -11,6 +11,8 @@ from service.score.errors import ScoreError
 from service.score.row import COLUMNS, OPTIONAL_COLUMNS
 
 Format = Literal["parquet", "jsonl", "csv"]
+Engine = Literal["local", "http", "ray"]
+ENGINES: Final[tuple[Engine, ...]] = ("local", "http", "ray")
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv")
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
@@ -34,8 +36,10 @@ class ScoreOptions:
         limit: Only the first so many images of the input.
         shard: I/N: every N-th image, from the I-th on.
         workers: Processes; None takes the cores of this process. With `url` images at a time.
-        url: Of a running service that is to answer, in place of this machine.
+        engine: `local` worker processes, a service over `http`, or actors on `ray`.
+        url: Of the service that answers.
         key: API key for it.
+        address: Of the Ray cluster; None starts a Ray of this machine.
         max_error_rate: Share of images that may fail before the job gives up.
         part_rows: Rows in a part file at most.
         part_seconds: A part is written after so long even when it is not full.
@@ -55,8 +59,10 @@ class ScoreOptions:
     limit: int | None = None
     shard: str | None = None
     workers: int | None = None
+    engine: Engine = "local"
     url: str | None = None
     key: str | None = None
+    address: str | None = None
     max_error_rate: float = 0.1
     part_rows: int = 10_000
     part_seconds: float = 30.0
@@ -75,6 +81,11 @@ class ScoreOptions:
             (self.limit is not None and self.limit < 1, "--limit is at least 1"),
             (self.workers is not None and self.workers < 1, "--workers is at least 1"),
             (not 0 <= self.max_error_rate <= 1, "--max-error-rate lies between 0 and 1"),
+            (
+                (self.engine == "http") != (self.url is not None),
+                "--engine http and --url go together",
+            ),
+            (self.address is not None and self.engine != "ray", "--address is for --engine ray"),
             (self.part_rows < 1, "--part-rows is at least 1"),
             (not self.part_seconds > 0, "--part-seconds is more than 0"),
         ]

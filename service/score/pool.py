@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Final
+from typing import Final, Protocol
 
 from service.score.chunker import Chunker, Stretch
 from service.score.entry import Entry
@@ -30,7 +30,7 @@ _CHUNK_S: Final = 0.25
 _MAX_CHUNK: Final = 32
 # What is at work when a stop is asked for may take so long to finish.
 _STOP_S: Final = 2.0
-_POLL_S: Final = 0.2
+POLL_S: Final = 0.2
 # Starts in a row without an answer between, after which it is not the images' fault.
 _MAX_FAILED_STARTS: Final = 3
 
@@ -69,10 +69,64 @@ class _Work:
     is_suspect: bool = False
 
 
-@dataclass(slots=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
+class Link(Protocol):
+    """The way to one worker and back. A dead worker's raises OSError or EOFError."""
+
+    def send(self, message: Setup | Chunk) -> None:
+        """Sends a message; returns before it is answered."""
+
+    def recv(self) -> Ready | Refused | Answer:
+        """Returns the next answer, waiting for it."""
+
+    def close(self) -> None:
+        """Ends the worker."""
+
+    def tell_death(self) -> str:
+        """Returns how a dead worker ended, for people."""
+
+
+class ProcessLink:
+    """A worker process of this machine."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is for data
+            )
+        self.connection = Connection(ours.detach())
+
+    def send(self, message: Setup | Chunk) -> None:
+        """Sends a message; returns before it is answered."""
+        self.connection.send(message)
+
+    def recv(self) -> Ready | Refused | Answer:
+        """Returns the next answer, waiting for it."""
+        said: Ready | Refused | Answer = self.connection.recv()
+        return said
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.connection.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+
+    def tell_death(self) -> str:
+        """Returns how the process ended."""
+        code = self._process.wait()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker, and what it is at."""
+
+    link: Link
     is_ready: bool = False
     at_work: dict[int, _Work] = field(default_factory=dict)
 
@@ -95,11 +149,6 @@ class WorkerPool:
         """How many workers there are."""
         return len(self._workers)
 
-    @property
-    def pids(self) -> list[int]:
-        """Their process ids."""
-        return [worker.process.pid for worker in self._workers]
-
     def wait_ready(self) -> Ready:
         """Waits until every worker can begin; returns where the model runs.
 
@@ -109,9 +158,10 @@ class WorkerPool:
         ready: Ready | None = None
         for worker in self._workers:
             try:
-                said = worker.connection.recv()
+                said = worker.link.recv()
             except (EOFError, OSError) as error:
                 raise ScoreError(_died(worker)) from error
+            assert not isinstance(said, Answer)
             if isinstance(said, Refused):
                 raise ScoreError(said.reason)
             worker.is_ready, ready = True, said
@@ -131,7 +181,7 @@ class WorkerPool:
             if has_more:
                 has_more = self._give_out(chunker)
             self._give_suspects()
-            for worker in self._wait():
+            for worker in self.find_ready(self._workers):
                 self._receive(worker)
             while self._order and self._order[0].is_complete:
                 pending = self._order.popleft()
@@ -143,24 +193,25 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the processes."""
         for worker in self._workers:
-            worker.connection.close()
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
-            worker.process.wait()
+            worker.link.close()
 
-    def _start(self, *, proves: bool) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is for data
-            )
-        worker = _Worker(process, Connection(ours.detach()))
+    def open_link(self) -> Link:
+        """Starts a worker."""
+        return ProcessLink()
+
+    def find_ready(self, workers: list[Worker]) -> list[Worker]:
+        """Returns the workers that something came from, or that died, waiting a moment for one."""
+        listening = {
+            worker.link.connection: worker
+            for worker in workers
+            if isinstance(worker.link, ProcessLink)
+        }
+        return [listening[found] for found in wait(list(listening), POLL_S)]  # type: ignore[index]
+
+    def _start(self, *, proves: bool) -> Worker:
+        worker = Worker(self.open_link())
         with contextlib.suppress(OSError):  # a death is noticed where it is waited for
-            worker.connection.send(replace(self._setup, proves=proves))
+            worker.link.send(replace(self._setup, proves=proves))
         return worker
 
     def _give_out(self, chunker: Chunker) -> bool:
@@ -187,19 +238,15 @@ class WorkerPool:
             if self._suspects and worker.is_ready and not worker.at_work:
                 self._send(worker, self._suspects.popleft())
 
-    def _send(self, worker: _Worker, work: _Work) -> None:
+    def _send(self, worker: Worker, work: _Work) -> None:
         self._numbers += 1
         worker.at_work[self._numbers] = work
         with contextlib.suppress(OSError):  # its death is noticed when it is listened to
-            worker.connection.send(Chunk(self._numbers, work.entries))
+            worker.link.send(Chunk(self._numbers, work.entries))
 
-    def _wait(self) -> list[_Worker]:
-        listening = {worker.connection: worker for worker in self._workers}
-        return [listening[found] for found in wait(list(listening), _POLL_S)]  # type: ignore[index]
-
-    def _receive(self, worker: _Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
         try:
-            said = worker.connection.recv()
+            said = worker.link.recv()
         except (EOFError, OSError):
             self._replace(worker)
             return
@@ -222,7 +269,7 @@ class WorkerPool:
         # At most doubled, because one small image says little about the next.
         self._chunk_size = max(1, min(wanted, 2 * self._chunk_size, _MAX_CHUNK))
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """Starts another worker for one that died, and finds out which image it was.
 
         What it was at is tried again, one image at a time with a worker of its own; the one that a
@@ -240,12 +287,9 @@ class WorkerPool:
                 self._suspects.extend(
                     _Work(work.pending, [entry], is_suspect=True) for entry in work.entries
                 )
-        worker.connection.close()
-        worker.process.wait()
+        worker.link.close()
         self._workers[self._workers.index(worker)] = self._start(proves=False)
 
 
-def _died(worker: _Worker) -> str:
-    code = worker.process.wait()
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"a worker process could not start ({how})"
+def _died(worker: Worker) -> str:
+    return f"a worker process could not start ({worker.link.tell_death()})"

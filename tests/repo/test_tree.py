@@ -28,7 +28,7 @@ def tracked_text_files():
 def test_there_is_a_lock_for_each_way_to_install():
     assert {path.stem for path in LOCKS} == {
         *("cpu", "gpu", "openvino"),
-        *("dev", "clients", "tools"),
+        *("dev", "ray", "clients", "tools"),
         *("checkers", "inventory"),
     }
 

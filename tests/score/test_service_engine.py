@@ -77,7 +77,7 @@ def fake():
 
 @pytest.fixture
 def ask(score, fake, photos):
-    return lambda out="scores", **more: score(photos, out, url=fake.url, **more)
+    return lambda out="scores", **more: score(photos, out, engine="http", url=fake.url, **more)
 
 
 def test_every_image_is_asked_for_once_with_the_options(ask, fake, read_rows, manifest_of):
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_the_job_ends_it(ask, fake, monkeypatch):
 
 @pytest.mark.parametrize(("after", "least"), [("7", 7.0), ("soon", 0.25), (None, 0.25)])
 def test_retry_after_is_honoured(make_options, fake, monkeypatch, after, least):
-    engine = ServiceEngine(fake.url, make_options(url=fake.url), None, 100)
+    engine = ServiceEngine(fake.url, make_options(engine="http", url=fake.url), None, 100)
     waited = []
     monkeypatch.setattr(engine._is_closing, "wait", waited.append)
     fake.plan = [(503, {}, {"Retry-After": after} if after else {})]

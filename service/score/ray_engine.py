@@ -1,0 +1,226 @@
+"""The workers of a job on a Ray cluster, or on a Ray of this machine: actors in place of processes.
+
+The job itself, its order, its parts and its resume are those of `service.score.job`; a node that
+dies is a worker that dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from service.bundle.repository import read_bundle, verify_files
+from service.errors import FivecropError
+from service.score.errors import ScoreError
+from service.score.pool import POLL_S, Link, Worker, WorkerPool
+from service.score.row import Row
+from service.score.scorer import Scorer, Spent, failed_row
+from service.score.storage import Reader, ReadError, tell
+from service.score.worker import Answer, Chunk, Ready, Refused, Setup
+
+_CONNECT_S: Final = 10.0
+# Until the first actor of a cluster can begin; nodes may have to be started for it.
+_FIRST_READY_S: Final = 300.0
+_READS: Final = 16
+
+
+class Scoring:
+    """A worker as an actor: what `service.score.worker` is as a process."""
+
+    def __init__(self, setup: Setup, files: dict[str, bytes], place: str) -> None:
+        """Writes the bundle to a folder of the node.
+
+        Args:
+            setup: Of the job.
+            files: Of the bundle, by their names in it.
+            place: NAME/VERSION.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="fivecrop-")
+        folder = Path(self._folder.name) / place
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        self._setup = replace(setup, bundle_folder=folder)
+        self._scorer: Scorer | None = None
+        self._reader = Reader(setup.settings.max_body_bytes)
+        self._reads = ThreadPoolExecutor(_READS)
+
+    def begin(self, *, proves: bool) -> Ready | Refused:
+        """Returns whether the worker can begin."""
+        try:
+            bundle = read_bundle(self._setup.bundle_folder)
+            verify_files(bundle)
+            self._scorer = Scorer(bundle, self._setup.options, self._setup.settings)
+            if proves:
+                self._scorer.prove()
+        except FivecropError as error:
+            return Refused(" ".join(str(error).split()))
+        scorer = self._scorer
+        return Ready(provider=scorer.engine.provider, variant=scorer.variant.precision)
+
+    def score(self, chunk: Chunk) -> Answer:
+        """Returns the rows of a chunk; its images are read ahead."""
+        assert self._scorer is not None
+        scorer, scorer.spent = self._scorer, Spent()
+        reads = [self._reads.submit(self._reader.read, entry) for entry in chunk.entries]
+        rows = []
+        for entry, read in zip(chunk.entries, reads, strict=True):
+            rows.append(self._row(scorer, entry, read))
+        return Answer(chunk.number, rows, scorer.spent)
+
+    @staticmethod
+    def _row(scorer: Scorer, entry: Any, read: Future[bytes]) -> Row:
+        waits = time.perf_counter()
+        try:
+            data = read.result()
+        except ReadError as error:
+            return failed_row(entry, error.code)
+        scorer.spent.read_s += time.perf_counter() - waits
+        return scorer.score(entry, data)
+
+
+class RayLink:
+    """An actor: what is sent becomes a call, what is received its result."""
+
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self._ray = ray
+        self._actor = actor
+        self.calls: deque[Any] = deque()
+
+    def send(self, message: Setup | Chunk) -> None:
+        """Calls the actor."""
+        call = (
+            self._actor.begin.remote(proves=message.proves)
+            if isinstance(message, Setup)
+            else self._actor.score.remote(message)
+        )
+        self.calls.append(call)
+
+    def recv(self) -> Ready | Refused | Answer:
+        """Returns the result of the earliest call; an actor answers in the order of its calls."""
+        try:
+            said: Ready | Refused | Answer = self._ray.get(self.calls.popleft())
+        except (self._ray.exceptions.RayError, IndexError) as error:
+            raise EOFError(tell(error)) from error
+        return said
+
+    def close(self) -> None:
+        """Ends the actor."""
+        self._ray.kill(self._actor)
+
+    def tell_death(self) -> str:
+        """Returns that it is an actor."""
+        return "an actor of the Ray cluster"
+
+
+class RayPool(WorkerPool):
+    """Workers that are actors, one a CPU of the cluster unless told otherwise."""
+
+    def __init__(self, setup: Setup, address: str | None) -> None:
+        """Connects to the cluster, or starts a Ray of this machine.
+
+        Args:
+            setup: Of the job.
+            address: `ray://HOST:PORT` or HOST:PORT of a cluster; None is this machine.
+
+        Raises:
+            ScoreError: Ray is not installed, or the cluster does not answer.
+        """
+        self._ray = _import_ray()
+        if address is not None:
+            _check_address(address)
+        try:
+            self._ray.init(
+                address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else {"include_dashboard": False}),
+            )
+        except Exception as error:
+            # Ray's errors at this point share no base class.
+            raise ScoreError(f"Ray at {address or 'this machine'}: {tell(error)}") from error
+        folder = setup.bundle_folder
+        self._place = f"{folder.parent.name}/{folder.name}"
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        self._files = self._ray.put(files)
+        self._kind = self._ray.remote(num_cpus=1)(Scoring)
+        cpus = int(self._ray.cluster_resources().get("CPU", 1))
+        super().__init__(setup, setup.options.workers or max(1, cpus))
+
+    def open_link(self) -> Link:
+        """Makes an actor; it begins when the cluster has room for it."""
+        return RayLink(self._ray, self._kind.remote(self._setup, self._files, self._place))
+
+    def wait_ready(self) -> Ready:
+        """Waits until the first worker can begin; the others come to help when they can.
+
+        Raises:
+            ScoreError: None can begin, or none has for too long.
+        """
+        ends = time.monotonic() + _FIRST_READY_S
+        while time.monotonic() < ends:
+            for worker in self.find_ready(self._workers):
+                try:
+                    said = worker.link.recv()
+                except EOFError as error:
+                    raise ScoreError(f"a worker on Ray could not start: {error}") from error
+                if isinstance(said, Refused):
+                    raise ScoreError(said.reason)
+                assert isinstance(said, Ready)
+                worker.is_ready = True
+                return said
+        raise ScoreError(f"the Ray cluster started no worker within {_FIRST_READY_S:.0f} s")
+
+    def find_ready(self, workers: list[Worker]) -> list[Worker]:
+        """Returns the workers whose earliest call has ended, waiting a moment for one."""
+        first = {
+            worker.link.calls[0]: worker
+            for worker in workers
+            if isinstance(worker.link, RayLink) and worker.link.calls
+        }
+        if not first:
+            time.sleep(POLL_S)
+            return []
+        ended, _ = self._ray.wait(list(first), num_returns=1, timeout=POLL_S)
+        return [first[call] for call in ended]
+
+    def close(self) -> None:
+        """Ends the actors, and the Ray of this machine if it was started for the job."""
+        super().close()
+        self._ray.shutdown()
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ScoreError("--engine ray needs Ray: pip install 'fivecrop[ray]'") from error
+    return ray
+
+
+def _check_address(address: str) -> None:
+    """Raises ScoreError soon where Ray itself would try for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port or 10001
+        if host is None:
+            raise ValueError("no host")
+        with socket.create_connection((host, port), timeout=_CONNECT_S):
+            pass
+    except (OSError, ValueError) as error:
+        raise ScoreError(f"the Ray cluster at {address} does not answer: {tell(error)}") from error

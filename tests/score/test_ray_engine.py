@@ -1,0 +1,89 @@
+"""The same job on Ray: one machine, and a cluster that loses a node."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.score.errors import ScoreError
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed: make .venv/.ray")
+LIMIT_S = 300
+
+
+@pytest.fixture
+def run(tmp_path, tiny_bundle_repository):
+    """Returns `run(program, *arguments)`: what it printed; Ray keeps its files with the test."""
+
+    def start(*command):
+        kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        ended = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env={**kept, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return ended.stdout
+
+    return start
+
+
+@pytest.fixture
+def table(tmp_path, picture):
+    """A Parquet file of 20,000 pictures, 50 of them different."""
+    different = [picture(seed) for seed in range(50)]
+    images = [different[index % 50] for index in range(20_000)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "t.parquet", row_group_size=500)
+    return tmp_path / "t.parquet"
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_a_cluster_that_loses_a_node_gives_the_rows_of_one_machine(
+    run, score, table, read_rows, tmp_path, tiny_bundle_repository
+):
+    driver = Path(__file__).with_name("ray_driver.py")
+    shown = run(driver, table, tmp_path / "cluster", tiny_bundle_repository)
+    state, killed_at, replaced = shown.splitlines()[-1].split()
+    assert state == "done"
+    assert 0 < int(killed_at) < 20_000
+    assert int(replaced) >= 1
+    score(table, "here")
+    assert read_rows("cluster") == read_rows("here")
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_a_ray_of_this_machine_gives_the_rows_of_the_worker_processes(
+    run, score, photos, read_rows, tmp_path, tiny_bundle_repository
+):
+    (photos / "x.png").write_bytes(b"no image")
+    options = ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
+    options += ["--engine=ray", "--workers=1", f"--out={tmp_path / 'ray'}"]
+    run("-c", "from service.cli import main; main()", "score", photos, *options)
+    score(photos, "here")
+    assert read_rows("ray") == read_rows("here")
+
+
+def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ScoreError, match=r"--engine ray needs Ray: pip install 'fivecrop\[ray\]'"):
+        score(photos, engine="ray")
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://"])
+def test_a_cluster_that_is_not_there_is_one_line(score, photos, address):
+    with pytest.raises(ScoreError, match="does not answer"):
+        score(photos, engine="ray", address=address)
