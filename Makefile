@@ -89,8 +89,10 @@ e2e-container: $(VENV)/.dev image-check ## build the image, run it hardened and 
 	scripts/install-system-packages.sh buildah podman runc catatonit mmdebstrap
 	$(BIN)/pytest -m container
 
-k8s-check: $(CHECKERS)/.installed $(VENV)/crds/.installed ## render k8s/ and check it against the schemas of 1.31 to 1.37
+k8s-check: $(VENV)/.dev $(CHECKERS)/.installed $(VENV)/crds/.installed ## render k8s/, check it against the schemas of 1.31 to 1.37, try the alerts
+	scripts/install-system-packages.sh prometheus
 	$(CHECKERS)/bin/python scripts/check-manifests
+	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_alerts.py
 
 serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
 	$(BIN)/fivecrop serve

