@@ -12,6 +12,7 @@ export const ADVICE = {
   model_not_found: ["This model is not served now", "Choose another; the list has been renewed."],
   model_load_failed: ["The model did not prove itself", "Its operator finds the reason in the log."],
   memory_exceeded: ["The model does not fit into memory", "Its operator can unload another."],
+  promotion_refused: ["The new version was not better", "Its operator sees why at the trial."],
   not_found: ["There is nothing at this address", "Reload the page."],
   method_not_allowed: ["The service does not answer this", "Reload the page."],
   request_timeout: ["The upload took too long", "Send a smaller file, or try a better connection."],
