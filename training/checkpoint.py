@@ -7,6 +7,7 @@ runs/<name>-<seed>/
   resume.pt           network, optimiser, average and random state: one file, so never half new
   last.safetensors    weights after the last epoch so far; the average, where there is one
   best.safetensors    weights of the epoch with the best validation accuracy
+  unreadable.json     images that were left out, where the recipe puts up with some
   probe.jsonl         variance and dead ReLUs of every layer, where the recipe asks for them
   features-*.safetensors  of a resting backbone, where the recipe caches them
   result.json         written once the run is complete
@@ -16,6 +17,7 @@ runs/<name>-<seed>/
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,13 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # What was there before stays, and no half of a file beside it.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot be written: {error}") from error

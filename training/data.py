@@ -5,10 +5,9 @@ decodes them with the same `service.bundle.preprocess`, once, through `decode_vi
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,14 +17,26 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from service.bundle.decode import Limits
 from service.bundle.manifest import Preprocess
 from service.bundle.preprocess import prepare
 from service.errors import RequestError
 from training.config import DataRecipe
+from training.data_formats import (
+    Found,
+    encode_png,
+    groups_by_pattern,
+    read_cifar,
+    read_csv,
+    read_idx,
+    read_shards,
+    read_torchvision,
+    read_webdataset,
+)
 from training.errors import TrainingError
+from training.stored_images import ParquetCell, StoredImage
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -37,16 +48,20 @@ class Dataset:
     Attributes:
         name: what it was made from: a file name, a folder name or `digits`.
         split: `train` or `validation`.
-        images: encoded images, or the files that hold them.
+        images: encoded images, or what reads them.
         labels: int64 [N], index into `class_names`.
         class_names: one name an index.
+        groups: of images that belong together, one an image; empty if there are none.
+        blocks: which images are cheap to read together, int64 [N]; None if it does not matter.
     """
 
     name: str
     split: str
-    images: Sequence[bytes | Path]
+    images: Sequence[bytes | StoredImage]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    groups: Sequence[str] = ()
+    blocks: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +69,7 @@ class Dataset:
     def image_bytes(self, index: int) -> bytes:
         """Return the encoded image at `index`, as a client would send it."""
         image = self.images[index]
-        return image.read_bytes() if isinstance(image, Path) else image
+        return image if isinstance(image, bytes) else image.read_bytes()
 
     def subset(self, indices: Iterable[int], *, split: str | None = None) -> "Dataset":
         """Return the images at `indices`, in that order."""
@@ -65,6 +80,8 @@ class Dataset:
             images=[self.images[index] for index in chosen],
             labels=self.labels[chosen],
             class_names=self.class_names,
+            groups=[self.groups[index] for index in chosen] if self.groups else (),
+            blocks=None if self.blocks is None else self.blocks[chosen],
         )
 
     @cached_property
@@ -72,7 +89,10 @@ class Dataset:
         """SHA-256 over every image, its label and the class names, in order."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for index, label in enumerate(self.labels):
-            image = self.image_bytes(index)
+            cell = self.images[index]
+            # A table of any size behind a URL is not fetched for this: where it is has to do.
+            is_cell = isinstance(cell, ParquetCell)
+            image = repr(cell).encode() if is_cell else self.image_bytes(index)
             digest.update(b"%d %d " % (label, len(image)))
             digest.update(image)
         return digest.hexdigest()
@@ -93,29 +113,67 @@ def load_splits(recipe: DataRecipe) -> Splits:
         TrainingError: a file is missing or malformed, a label has no class, a split has no image.
     """
     whole = _load(recipe, recipe.train, "train")
-    if recipe.validation is None:
-        return split_stratified(whole, recipe.validation_fraction, seed=recipe.split_seed)
-    validation = _load(recipe, recipe.validation, "validation")
-    if validation.class_names != whole.class_names:
-        raise TrainingError(f"{recipe.validation}: its classes differ from those of {recipe.train}")
-    return Splits(train=whole, validation=validation)
+    if recipe.validation is None and not (
+        recipe.validation_shards or recipe.source == "torchvision"
+    ):
+        splits = split_stratified(whole, recipe.validation_fraction, seed=recipe.split_seed)
+    else:
+        validation = _load(recipe, recipe.validation, "validation")
+        if validation.class_names != whole.class_names:
+            raise TrainingError(f"{validation.name}: its classes differ from those of {whole.name}")
+        splits = Splits(train=whole, validation=validation)
+    _check_classes(splits.train)
+    return splits
 
 
 def split_stratified(dataset: Dataset, validation_fraction: float, *, seed: int) -> Splits:
-    """Keep a share of every class aside for validation, the same images for the same seed."""
+    """Keep a share of every class aside for validation, the same images for the same seed.
+
+    Groups stay whole, so with them the shares are only about that large.
+    """
     try:
-        train, validation = train_test_split(
-            np.arange(len(dataset)),
-            test_size=validation_fraction,
-            random_state=seed,
-            stratify=dataset.labels,
-        )
+        if dataset.groups:
+            count = max(2, round(1 / validation_fraction))
+            folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+            train, validation = next(folds.split(dataset.labels, dataset.labels, dataset.groups))
+        else:
+            train, validation = train_test_split(
+                np.arange(len(dataset)),
+                test_size=validation_fraction,
+                random_state=seed,
+                stratify=dataset.labels,
+            )
     except ValueError as error:
         raise TrainingError(f"{dataset.name}: cannot be split: {error}") from error
     return Splits(
         train=dataset.subset(sorted(train.tolist()), split="train"),
         validation=dataset.subset(sorted(validation.tolist()), split="validation"),
     )
+
+
+def without_unreadable(
+    dataset: Dataset, preprocess: Preprocess, max_fraction: float
+) -> tuple[Dataset, list[dict[str, str]]]:
+    """Return the images that can be served, and which ones cannot and why.
+
+    Raises:
+        TrainingError: the share of those that cannot is above `max_fraction`.
+    """
+    limits, readable, problems = Limits(), [], []
+    for index, image in enumerate(dataset.images):
+        try:
+            prepare(dataset.image_bytes(index), preprocess, limits=limits)
+        except (RequestError, OSError) as error:
+            name = str(image) if isinstance(image, Path) else f"image {index}"
+            problems.append({"split": dataset.split, "image": name, "problem": str(error)})
+        else:
+            readable.append(index)
+    if len(problems) > max_fraction * len(dataset):
+        raise TrainingError(
+            f"{dataset.name}: {len(problems)} of {len(dataset)} images cannot be read, "
+            f"first {problems[0]['image']}: {problems[0]['problem']}"
+        )
+    return (dataset.subset(readable) if problems else dataset), problems
 
 
 def load_parquet(path: Path, class_names: tuple[str, ...], *, split: str) -> Dataset:
@@ -170,7 +228,9 @@ def load_digits_images() -> Dataset:
         name="digits",
         split="train",
         images=[
-            _encode_png(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+            encode_png(
+                np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+            )
             for image in pixels
         ],
         labels=digits.target.astype(np.int64),
@@ -212,13 +272,68 @@ def decode_views(dataset: Dataset, preprocess: Preprocess) -> NDArray[np.uint8]:
 def _load(recipe: DataRecipe, path: Path | None, split: str) -> Dataset:
     if recipe.source == "digits":
         return load_digits_images()
+    names = None if recipe.classes is None else load_class_names(recipe.classes)
+    shards = recipe.train_shards if split == "train" else recipe.validation_shards
+    if shards:
+        return _named(read_shards(shards), f"{shards[0]} and others", split, names)
+    if recipe.source == "torchvision":
+        path = recipe.train
     if path is None:
         raise TrainingError(f'data.source = "{recipe.source}" needs data.{split}')
     if recipe.source == "folder":
-        return load_folder(path, split=split)
-    if recipe.classes is None:
-        raise TrainingError('data.source = "parquet" needs data.classes')
-    return load_parquet(path, load_class_names(recipe.classes), split=split)
+        dataset = load_folder(path, split=split)
+        if recipe.group_pattern is None:
+            return dataset
+        return replace(dataset, groups=groups_by_pattern(dataset.images, recipe.group_pattern))
+    if recipe.source == "parquet":
+        assert names is not None
+        return load_parquet(path, names, split=split)
+    return _named(_read(recipe, path, split), path.name, split, names)
+
+
+def _read(recipe: DataRecipe, path: Path, split: str) -> Found:
+    if recipe.source == "webdataset":
+        return read_webdataset(path, IMAGE_SUFFIXES)
+    if recipe.source == "mnist":
+        return read_idx(path)
+    if recipe.source == "cifar":
+        return read_cifar(path)
+    if recipe.source == "csv":
+        return read_csv(path)
+    assert recipe.dataset is not None
+    return read_torchvision(
+        recipe.dataset, path, split, is_download_allowed=recipe.is_download_allowed
+    )
+
+
+def _named(found: Found, name: str, split: str, names: tuple[str, ...] | None) -> Dataset:
+    classes = found.class_names if names is None else names
+    if classes is None:
+        count = int(found.labels.max()) + 1 if len(found.labels) else 0
+        classes = tuple(str(label) for label in range(count))
+    return _checked(
+        Dataset(
+            name=name,
+            split=split,
+            images=found.images,
+            labels=found.labels,
+            class_names=classes,
+            groups=found.groups,
+            blocks=found.blocks,
+        )
+    )
+
+
+def _check_classes(train: Dataset) -> None:
+    """Refuse what a classifier cannot learn."""
+    if len(train.class_names) < 2:
+        raise TrainingError(f"{train.name}: one class alone cannot be told from others")
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    if empty := [train.class_names[index] for index in np.flatnonzero(counts == 0)]:
+        told = ", ".join(empty[:3])
+        raise TrainingError(
+            f"{train.name}: no training image of {told} ({len(empty)} such classes)"
+        )
 
 
 def _checked(dataset: Dataset) -> Dataset:
@@ -231,9 +346,3 @@ def _checked(dataset: Dataset) -> Dataset:
             f"but there are {len(dataset.class_names)} classes"
         )
     return dataset
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

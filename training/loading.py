@@ -17,6 +17,8 @@ from training.config import AugmentRecipe
 from training.errors import TrainingError
 
 Batch = tuple[Tensor, Tensor]
+# Fewer than a process keeps in memory (`stored_images`).
+_BLOCKS_SHUFFLED_TOGETHER = 4
 
 
 class Loader(Protocol):
@@ -40,19 +42,38 @@ def generator_of(*parts: int | str) -> torch.Generator:
 
 
 def shuffled_batches(
-    images: int, batch_size: int, *, seed: int, epoch: int, weights: Tensor | None = None
+    images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    weights: Tensor | None = None,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     """Return the order of an epoch as image indices, int64 [batches, batch_size].
 
-    With `weights`, float [N], images are drawn by them, each any number of times.
+    With `weights`, float [N], images are drawn by them, each any number of times. With `blocks`,
+    int64 [N], the blocks are shuffled, and then the images of every few blocks.
     """
     generator = generator_of(seed, "order", epoch)
-    if weights is None:
+    if blocks is not None:
+        order = _shuffled_in_windows(blocks, generator)
+    elif weights is None:
         order = torch.randperm(images, generator=generator)
     else:
         order = torch.multinomial(weights, images, replacement=True, generator=generator)
     full = images // batch_size
     return order[: full * batch_size].view(full, batch_size)
+
+
+def _shuffled_in_windows(blocks: Tensor, generator: torch.Generator) -> Tensor:
+    names: Tensor = torch.unique(blocks)
+    names = names[torch.randperm(len(names), generator=generator)]
+    windows = []
+    for window in torch.split(names, _BLOCKS_SHUFFLED_TOGETHER):
+        members = torch.isin(blocks, window).nonzero()[:, 0]
+        windows.append(members[torch.randperm(len(members), generator=generator)])
+    return torch.cat(windows)
 
 
 class MemoryLoader:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from service.bundle.manifest import Normalisation, Preprocess
-from training.recipe_fields import STRICT
+from training.recipe_fields import STRICT, Share
 from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe, TrainRecipe
 
 
@@ -16,14 +16,32 @@ from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe, 
 class DataRecipe:
     """Where the images and labels come from. Relative paths count from the working directory."""
 
-    # parquet: columns `image {bytes}` and `label`; folder: a sub-folder a class; digits: built in.
-    source: Literal["parquet", "folder", "digits"]
+    # parquet: columns `image {bytes}` and `label`. folder: a sub-folder a class. csv: columns
+    # `file`, `label`, at will `group`. webdataset: a tar, or a folder of them. mnist: IDX, the file
+    # of the images. cifar: a .bin, or the folder of them. torchvision: the folder that it keeps
+    # `dataset` in; its own validation or test part is the validation. digits: built in.
+    source: Literal[
+        "parquet", "folder", "csv", "webdataset", "mnist", "cifar", "torchvision", "digits"
+    ]
     train: Path | None = None
+    # parquet, in place of `train` and `validation`: paths or URLs (fsspec) of shards, `*` stands
+    # for anything. Row groups are read when they are needed, images shuffled among a few of them.
+    train_shards: tuple[str, ...] = ()
+    validation_shards: tuple[str, ...] = ()
+    # torchvision: the name of a class of torchvision.datasets, as `Flowers102`.
+    dataset: str | None = None
+    is_download_allowed: bool = False
     # Without it, `validation_fraction` of the training images is kept aside, stratified by class.
     validation: Path | None = None
-    # JSON list of names, or of objects with a `name`; needed for parquet, whose labels are numbers.
+    # JSON list of names, or of objects with a `name`; needed for parquet and webdataset, whose
+    # labels are numbers.
     classes: Path | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    # Images that belong together, as frames of a film, stay on one side of that split: a regular
+    # expression that finds the name of the group in the file's path. A csv names it in `group`.
+    group_pattern: str | None = None
+    # Up to this share of images that cannot be read is left out, and listed in `unreadable.json`.
+    max_unreadable_fraction: Share = 0.0
     # Not the training seed: every seed of a recipe is to be measured on the same images.
     split_seed: int = 0
     # memory: decoded once to uint8 [N, H, W, 3], for small images. stream: decoded each time they

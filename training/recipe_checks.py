@@ -1,7 +1,7 @@
 """Settings of a recipe that would do nothing, or that contradict each other."""
 
 from training.errors import TrainingError
-from training.recipe import Recipe
+from training.recipe import DataRecipe, Recipe
 from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe
 
 
@@ -10,17 +10,39 @@ def check_settings_have_effect(recipe: Recipe, origin: str) -> None:
     _check_augmentation(recipe, origin)
     _check_optimiser(recipe, origin)
     _check_training(recipe, origin)
-    data = recipe.data
-    needed = {"parquet": ("train", "classes"), "folder": ("train",), "digits": ()}
-    useless = {"parquet": (), "folder": ("classes",), "digits": ("train", "validation", "classes")}
-    for key in needed[data.source]:
-        if getattr(data, key) is None:
-            raise TrainingError(f'{origin}: data.source = "{data.source}" needs data.{key}')
-    for key in useless[data.source]:
-        if getattr(data, key) is not None:
-            raise TrainingError(
-                f'{origin}: data.{key} does nothing with data.source = "{data.source}"'
-            )
+    _check_data(recipe.data, origin)
+
+
+_NAMED_CLASSES = ("parquet", "webdataset")
+_UNNAMED_CLASSES = ("mnist", "cifar", "torchvision")
+
+
+def _check_data(data: DataRecipe, origin: str) -> None:
+    told = f'data.source = "{data.source}"'
+    is_sharded = bool(data.train_shards)
+    needed = {
+        "train": data.source != "digits" and not is_sharded,
+        "classes": data.source in _NAMED_CLASSES,
+        "dataset": data.source == "torchvision",
+    }
+    for key, is_needed in needed.items():
+        if is_needed and getattr(data, key) is None:
+            raise TrainingError(f"{origin}: {told} needs data.{key}")
+    is_ours = {
+        "train": data.source != "digits" and not is_sharded,
+        "validation": data.source not in ("digits", "torchvision") and not is_sharded,
+        "classes": data.source in (*_NAMED_CLASSES, *_UNNAMED_CLASSES),
+        "dataset": data.source == "torchvision",
+        "is_download_allowed": data.source == "torchvision",
+        "train_shards": data.source == "parquet",
+        "validation_shards": is_sharded,
+        "group_pattern": data.source == "folder",
+    }
+    for key, is_used in is_ours.items():
+        if not is_used and getattr(data, key):
+            raise TrainingError(f"{origin}: data.{key} does nothing with {told}")
+    if is_sharded and data.loading == "memory":
+        raise TrainingError(f'{origin}: data.train_shards needs data.loading = "stream"')
 
 
 def _check_augmentation(recipe: Recipe, origin: str) -> None:

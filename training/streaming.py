@@ -33,6 +33,7 @@ class StreamLoader:
         self._seed = recipe.seed
         self._workers = recipe.data.decode_workers
         is_balanced = recipe.train.imbalance == "balanced_sampling"
+        self._blocks = None if dataset.blocks is None else torch.from_numpy(dataset.blocks)
         self._weights = sampling_weights(dataset) if is_balanced else None
         self.batches_per_epoch = len(dataset) // self._batch_size
 
@@ -44,6 +45,7 @@ class StreamLoader:
             seed=self._seed,
             epoch=epoch,
             weights=self._weights,
+            blocks=self._blocks,
         )
         loader = DataLoader(
             self._images,

@@ -36,7 +36,7 @@ from training.checkpoint import (
 )
 from training.config import Recipe, dump_recipe, load_recipe
 from training.curves import plot_curves, read_history
-from training.data import Dataset, Splits, decode_views, load_splits
+from training.data import Dataset, Splits, decode_views, load_splits, without_unreadable
 from training.errors import TrainingError
 from training.feature_cache import FeatureLoader, cached_features, head_of
 from training.freezing import freeze
@@ -127,6 +127,8 @@ def train(
     _open_run_dir(recipe, run_dir, is_resumed=resume)
     with cpu_threads(recipe.train.cpu_threads):
         session = open_session(recipe, run_dir, choose_device(device), on_step)
+        # Only now: a recipe that was refused leaves no run behind.
+        save_text(run_dir / "recipe.json", dump_recipe(recipe))
         save_json(run_dir / "run.json", session.facts)
         if resume:
             session.restore()
@@ -136,9 +138,15 @@ def train(
             batch_size=recipe.train.batch_size,
             is_shown=is_progress_shown,
         ) as progress:
-            while session.step < session.total_steps and not session.is_stalled:
-                tally = session.train_epoch(progress)
-                session.finish_epoch(tally, progress)
+            try:
+                while session.step < session.total_steps and not session.is_stalled:
+                    tally = session.train_epoch(progress)
+                    session.finish_epoch(tally, progress)
+            except KeyboardInterrupt:
+                raise TrainingError(
+                    f"{run_dir}: interrupted at step {session.step}; --resume goes on from the "
+                    "last checkpoint"
+                ) from None
             session.finish_run(progress)
     return run_dir
 
@@ -151,7 +159,7 @@ def open_session(
 ) -> "Session":
     """Read the data and make everything as it is before the first step; nothing is written."""
     precision = choose_precision(recipe.train.precision, target)
-    splits = load_splits(recipe.data)
+    splits = _readable(recipe, load_splits(recipe.data), run_dir)
     classes = len(splits.train.class_names)
     torch.manual_seed(recipe.seed)
     net = _build_net(recipe, splits.train).to(target)
@@ -188,6 +196,17 @@ def open_session(
         compute=torch.compile(compute) if recipe.train.is_compiled else compute,
         on_step=on_step,
     )
+
+
+def _readable(recipe: Recipe, splits: Splits, run_dir: Path) -> Splits:
+    """Return the splits without images that cannot be read, if the recipe puts up with some."""
+    share = recipe.data.max_unreadable_fraction
+    if share == 0:
+        return splits
+    train, missing = without_unreadable(splits.train, recipe.input.preprocess, share)
+    validation, others = without_unreadable(splits.validation, recipe.input.preprocess, share)
+    save_json(run_dir / "unreadable.json", {"images": [*missing, *others]})
+    return Splits(train=train, validation=validation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,7 +468,11 @@ class Session:
         if not path.exists():
             return
         state = load_state(path)
-        self.net.load_state_dict(state["net"])
+        try:
+            self.net.load_state_dict(state["net"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise TrainingError(f"{path}: of another architecture: {reason}") from error
         self.optimizer.load_state_dict(state["optimizer"])
         for key, value in self.average.slow.items():
             value.copy_(state["average"][key])
@@ -572,8 +595,10 @@ def _open_run_dir(recipe: Recipe, run_dir: Path, *, is_resumed: bool) -> None:
         raise TrainingError(f"{run_dir}: holds a run already; resume it or remove it")
     if path.exists() and load_recipe(path) != recipe:
         raise TrainingError(f"{run_dir}: was started with another recipe; see recipe.json there")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_text(path, dump_recipe(recipe))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run_dir}: cannot be made: {error.strerror}") from error
 
 
 def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[str, Any]:
