@@ -25,9 +25,16 @@ _COLOUR_IMAGES = 256
 
 
 class StreamLoader:
-    """The same contract as `MemoryLoader`, by worker processes."""
+    """The same contract as `MemoryLoader`, by worker processes.
 
-    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+    Args:
+        dataset: the images.
+        recipe: how they are shown.
+        part: this process's number and how many share each batch.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, *, part: tuple[int, int] = (0, 1)) -> None:
+        self._part, self._parts = part
         self._images = _AugmentedImages(dataset, recipe)
         self._batch_size = recipe.train.batch_size
         self._seed = recipe.seed
@@ -47,6 +54,7 @@ class StreamLoader:
             weights=self._weights,
             blocks=self._blocks,
         )
+        order = order.chunk(self._parts, dim=1)[self._part]
         loader = DataLoader(
             self._images,
             batch_sampler=[[(epoch, index) for index in batch] for batch in order.tolist()],

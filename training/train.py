@@ -37,6 +37,13 @@ from training.checkpoint import (
 from training.config import Recipe, dump_recipe, load_recipe
 from training.curves import plot_curves, read_history
 from training.data import Dataset, Splits, decode_views, load_splits, without_unreadable
+from training.distributed import (
+    SharedLoader,
+    Team,
+    average_gradients,
+    average_statistics,
+    join_team,
+)
 from training.errors import TrainingError
 from training.feature_cache import FeatureLoader, cached_features, head_of
 from training.freezing import freeze
@@ -51,7 +58,7 @@ from training.hardware import (
     library_versions,
 )
 from training.imbalance import sampling_weights
-from training.loading import Batch, Loader, MemoryLoader, split_views
+from training.loading import Batch, Loader, MemoryLoader, seed_of, split_views
 from training.mixing import Mixing
 from training.models.airbench import Airbench
 from training.models.auxiliary import logits_for_training
@@ -68,6 +75,7 @@ _WHITENING_IMAGES = 5000
 # Enough for means and deviations of every channel.
 _STATISTICS_BATCHES = 100
 _PROBED_IMAGES = 64
+_ALONE = Team()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +132,21 @@ def train(
     Raises:
         TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged.
     """
-    _open_run_dir(recipe, run_dir, is_resumed=resume)
-    with cpu_threads(recipe.train.cpu_threads):
-        session = open_session(recipe, run_dir, choose_device(device), on_step)
-        # Only now: a recipe that was refused leaves no run behind.
-        save_text(run_dir / "recipe.json", dump_recipe(recipe))
-        save_json(run_dir / "run.json", session.facts)
+    with join_team(device) as team, cpu_threads(recipe.train.cpu_threads):
+        _open_run_dir(recipe, run_dir, is_resumed=resume)
+        session = open_session(recipe, run_dir, choose_device(device), on_step, team)
+        team.wait()
+        if team.is_writer:
+            # Only now: a recipe that was refused leaves no run behind.
+            save_text(run_dir / "recipe.json", dump_recipe(recipe))
+            save_json(run_dir / "run.json", session.facts)
         if resume:
             session.restore()
         with TrainingProgress(
             total_steps=session.total_steps,
             first_step=session.step,
             batch_size=recipe.train.batch_size,
-            is_shown=is_progress_shown,
+            is_shown=is_progress_shown and team.is_writer,
         ) as progress:
             try:
                 while session.step < session.total_steps and not session.is_stalled:
@@ -156,10 +166,15 @@ def open_session(
     run_dir: Path,
     target: torch.device,
     on_step: Callable[[int], None] | None = None,
+    team: Team = _ALONE,
 ) -> "Session":
     """Read the data and make everything as it is before the first step; nothing is written."""
     precision = choose_precision(recipe.train.precision, target)
-    splits = _readable(recipe, load_splits(recipe.data), run_dir)
+    if recipe.train.batch_size % team.size:
+        raise TrainingError(
+            f"train.batch_size {recipe.train.batch_size} is not shared by {team.size} processes"
+        )
+    splits = _readable(recipe, load_splits(recipe.data), run_dir, team)
     classes = len(splits.train.class_names)
     torch.manual_seed(recipe.seed)
     net = _build_net(recipe, splits.train).to(target)
@@ -168,13 +183,19 @@ def open_session(
     if recipe.train.is_gradient_checkpointing_on:
         checkpoint_gradients(net)
     normalise = Normalise(recipe.input.normalisation).to(target)
-    validation = _validation_batches(recipe, splits.validation)
+    own = splits.validation.subset(range(team.rank, len(splits.validation), team.size))
+    validation = _validation_batches(recipe, splits.validation if team.is_alone else own)
     served = _Served(net=net, normalise=normalise, validation=validation)
     if recipe.train.is_feature_cache_on:
+        if not team.is_alone:
+            raise TrainingError("train.is_feature_cache_on needs no more than one process")
         loader, shown = _cache_features(recipe, splits, served, run_dir)
     else:
-        loader, shown = build_loader(recipe, splits.train), served
+        loader, shown = build_loader(recipe, splits.train, team), served
     total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
+    if not team.is_alone:
+        # Each process drops out other features.
+        torch.manual_seed(seed_of(recipe.seed, "process", team.rank))
     compute = logits_for_training
     return Session(
         recipe=recipe,
@@ -195,17 +216,19 @@ def open_session(
         scaler=torch.amp.GradScaler(target.type, enabled=precision == "fp16"),
         compute=torch.compile(compute) if recipe.train.is_compiled else compute,
         on_step=on_step,
+        team=team,
     )
 
 
-def _readable(recipe: Recipe, splits: Splits, run_dir: Path) -> Splits:
+def _readable(recipe: Recipe, splits: Splits, run_dir: Path, team: Team) -> Splits:
     """Return the splits without images that cannot be read, if the recipe puts up with some."""
     share = recipe.data.max_unreadable_fraction
     if share == 0:
         return splits
     train, missing = without_unreadable(splits.train, recipe.input.preprocess, share)
     validation, others = without_unreadable(splits.validation, recipe.input.preprocess, share)
-    save_json(run_dir / "unreadable.json", {"images": [*missing, *others]})
+    if team.is_writer:
+        save_json(run_dir / "unreadable.json", {"images": [*missing, *others]})
     return Splits(train=train, validation=validation)
 
 
@@ -264,6 +287,7 @@ class Session:
     scaler: torch.amp.GradScaler
     compute: Callable[[nn.Module, Tensor], tuple[Tensor, list[tuple[float, Tensor]]]]
     on_step: Callable[[int], None] | None
+    team: Team
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     probes: list[dict[str, Any]] = field(default_factory=list)
@@ -292,7 +316,7 @@ class Session:
         self.net.train()
         for views, labels in batches:
             loss, right = self.train_step(views.to(self.target), labels.to(self.target))
-            tally.add(loss, right, len(labels))
+            tally.add(loss, right, len(labels) * self.team.size)
             progress.step(epoch=epoch + 1, loss=loss)
             if self.on_step is not None:
                 self.on_step(self.step)
@@ -316,6 +340,7 @@ class Session:
             share, some = len(part) / len(labels), slice(int(part[0]), int(part[-1]) + 1)
             part_loss, part_right = self.backward(images[some], targets[some], labels[some], share)
             loss, right = loss + share * part_loss, right + part_right
+        average_gradients(self.net, self.team)
         self.scaler.unscale_(self.optimizer)
         if recipe.optim.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.optim.clip_grad_norm)
@@ -324,6 +349,9 @@ class Session:
 
         self.step += 1
         self.average.update(self.net, self.step)
+        if not self.team.is_alone:
+            loss, told = self.team.sum(loss / self.team.size, right)
+            right = int(told)
         if not math.isfinite(loss):
             raise DivergedError(f"the loss became {loss} at step {self.step}; try a lower lr")
         return loss, right
@@ -358,6 +386,7 @@ class Session:
         if is_last:
             self.average.finish(self.net)
             self.renew_statistics()
+        average_statistics(self.net, self.team)
         weights = self.average.evaluated_state(self.net)
         measured = self.evaluate(weights)
         best = max(map(self.score, self.history), default=-math.inf)
@@ -375,12 +404,13 @@ class Session:
             }
         )
         progress.line(_describe(self.history[-1]))
-        if self.score(self.history[-1]) > best:
+        if self.score(self.history[-1]) > best and self.team.is_writer:
             save_weights(self.run_dir / "best.safetensors", self.served_weights(weights))
         every = self.recipe.train.probe_every_epochs
         if every is not None and (is_last or len(self.history) % every == 0):
             self.probe()
-        if is_last or len(self.history) % self.recipe.train.checkpoint_every_epochs == 0:
+        is_due = is_last or len(self.history) % self.recipe.train.checkpoint_every_epochs == 0
+        if is_due and self.team.is_writer:
             save_weights(self.run_dir / "last.safetensors", self.served_weights(weights))
             self.checkpoint()
 
@@ -413,12 +443,16 @@ class Session:
     def finish_run(self, progress: TrainingProgress) -> None:
         """Measure the final weights as they will be served, in float32, and draw the curves."""
         net = self.served.net
+        self.team.wait()
         if self.is_stalled:
             net.load_state_dict(load_weights(self.run_dir / "best.safetensors"))
-            save_weights(self.run_dir / "last.safetensors", net.state_dict())
+            if self.team.is_writer:
+                save_weights(self.run_dir / "last.safetensors", net.state_dict())
         batches, normalise = self.served.validation, self.served.normalise
-        plain = evaluate_views(net, normalise, batches)
-        flipped = evaluate_views(net, normalise, batches, is_flip_averaged=True)
+        plain = self.gather(evaluate_views(net, normalise, batches))
+        flipped = self.gather(evaluate_views(net, normalise, batches, is_flip_averaged=True))
+        if not self.team.is_writer:
+            return
         result = {
             "validation_images": plain.images,
             "top1": plain.top1,
@@ -442,7 +476,17 @@ class Session:
         with torch.autocast(
             self.target.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"
         ):
-            return evaluate_views(self.net, self.normalise, self.validation, weights=weights)
+            own = evaluate_views(self.net, self.normalise, self.validation, weights=weights)
+        return self.gather(own)
+
+    def gather(self, own: Evaluation) -> Evaluation:
+        """Return what all processes measured together; each measures a part of the images."""
+        if self.team.is_alone:
+            return own
+        images, loss, right = self.team.sum(
+            own.images, own.images * own.loss, own.images * own.top1
+        )
+        return Evaluation(images=int(images), loss=loss / images, top1=right / images)
 
     def checkpoint(self) -> None:
         """Write the history, then all that `restore` needs."""
@@ -478,6 +522,8 @@ class Session:
             value.copy_(state["average"][key])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
+        if not self.team.is_alone:
+            torch.manual_seed(seed_of(self.recipe.seed, "process", self.team.rank, state["step"]))
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         self.step = state["step"]
@@ -618,14 +664,15 @@ def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[s
     }
 
 
-def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
-    """Return the batches of training images as the recipe augments them."""
+def build_loader(recipe: Recipe, dataset: Dataset, team: Team = _ALONE) -> Loader:
+    """Return the batches of training images as the recipe augments them, or a process's part."""
     _checked_batch_size(recipe, dataset)
     if recipe.data.loading == "stream":
-        return StreamLoader(dataset, recipe)
+        return StreamLoader(dataset, recipe, part=(team.rank, team.size))
     views = torch.from_numpy(decode_views(dataset, recipe.input.preprocess))
     colours = principal_colours(views) if recipe.augment.fancy_pca_std else None
-    return MemoryLoader(
+    is_balanced = recipe.train.imbalance == "balanced_sampling"
+    loader = MemoryLoader(
         views,
         torch.from_numpy(dataset.labels),
         recipe.augment,
@@ -633,10 +680,9 @@ def build_loader(recipe: Recipe, dataset: Dataset) -> Loader:
         seed=recipe.seed,
         mean=recipe.input.normalisation.mean,
         transform=build_augmentation(recipe.augment, recipe.input.normalisation, colours),
-        weights=(
-            sampling_weights(dataset) if recipe.train.imbalance == "balanced_sampling" else None
-        ),
+        weights=sampling_weights(dataset) if is_balanced else None,
     )
+    return loader if team.is_alone else SharedLoader(loader, team)
 
 
 def _checked_batch_size(recipe: Recipe, dataset: Dataset) -> int:
