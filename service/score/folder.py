@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ class LocalFolder:
     def write(self, name: str, data: bytes) -> None:
         """Writes a file under a temporary name, to the disk, and renames it."""
         self._path.mkdir(parents=True, exist_ok=True)
-        staging = self._path / f".{name}.{os.getpid()}"
+        staging = self._path / _staging_name(name)
         try:
             with staging.open("wb") as file:
                 file.write(data)
@@ -77,7 +78,7 @@ class LocalFolder:
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file unless it is there, whole: a link to a finished file is made at once."""
         self._path.mkdir(parents=True, exist_ok=True)
-        staging = self._path / f".{name}.{os.getpid()}"
+        staging = self._path / _staging_name(name)
         try:
             staging.write_bytes(data)
             os.link(staging, self._path / name)
@@ -143,6 +144,11 @@ class RemoteFolder:
             raise
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {tell(error)}") from error
+
+
+def _staging_name(name: str) -> str:
+    """Returns a hidden name that no other writer of the file uses."""
+    return f".{name}.{os.getpid()}-{threading.get_ident()}"
 
 
 def unwritable(folder: Folder, error: OSError) -> ScoreError:
