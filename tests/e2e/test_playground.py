@@ -154,6 +154,17 @@ def test_a_dropped_photograph_gets_its_label_and_nothing_is_complained_about(vis
     assert one.complaints == []
 
 
+def test_what_is_dropped_before_the_page_knows_its_server_is_answered_then(visit):
+    one = visit()
+    held = []
+    one.page.route("**/playground.json", lambda route: held.append(route))
+    one.page.reload()
+    one.drop(plane__jpeg=read("0.jpeg"))
+    expect(one.page.locator("#list .row")).to_contain_text("asking")
+    held[0].continue_()
+    expect(one.best).to_contain_text("airplane")
+
+
 def test_of_several_files_the_damaged_one_says_so_and_the_others_are_answered(visit):
     one = visit()
     one.drop(a__jpeg=read("0.jpeg"), torn__jpeg=read("0.jpeg")[:400], notes__txt=b"not an image")

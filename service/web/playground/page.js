@@ -16,6 +16,7 @@ const POLICIES = {
 };
 
 let server = {};
+let isOpen = false; // the server and its models are known
 let models = [];
 let items = []; // {file, thumbnail, row, answer, problem, asked, timings, wall_ms}
 let selected = null;
@@ -151,6 +152,7 @@ async function run(some) {
   // What was answered before stays to be seen until it is answered anew.
   for (const item of some) item.row.ariaBusy = "true";
   if (some.includes(selected)) $("answer").ariaBusy = "true";
+  if (!isOpen) return; // start() runs them
   const work = async () => {
     while (waiting.length) await classify(waiting.shift());
   };
@@ -174,11 +176,15 @@ async function start() {
   try {
     await loadModels();
   } catch (problem) {
-    if (problem.code === "unauthenticated") askForKey(problem);
-    else $("status").textContent = problem.title;
+    if (problem.code === "unauthenticated") {
+      askForKey(problem);
+      return;
+    }
+    $("status").textContent = problem.title;
   }
+  isOpen = true;
   startPulse();
-  if (items.length) run(items);
+  run(items);
 }
 
 // ---- the page ----
