@@ -9,6 +9,7 @@ ends with the very same weights: batches depend on (seed, epoch, batch) alone, a
 everything else.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -44,6 +46,7 @@ from training.distributed import (
     average_statistics,
     join_team,
 )
+from training.dead_relus import ReluWatch
 from training.errors import TrainingError
 from training.feature_cache import FeatureLoader, cached_features, head_of
 from training.freezing import freeze
@@ -76,6 +79,7 @@ _WHITENING_IMAGES = 5000
 _STATISTICS_BATCHES = 100
 _PROBED_IMAGES = 64
 _ALONE = Team()
+_LOSS_PARTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +102,12 @@ class TrainedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Mean cross-entropy (nats) and share of right answers."""
+    """Mean cross-entropy (nats), share of right answers, and of ReLUs that never fire."""
 
     images: int
     loss: float
     top1: float
+    dead_relus: float | None
 
 
 def default_run_dir(recipe: Recipe, root: Path = Path("runs")) -> Path:
@@ -401,6 +406,8 @@ class Session:
                 "validation_top1": measured.top1,
                 "seconds": seconds,
                 "images_per_second": tally.images / seconds,
+                "loss_parts": tally.loss_parts,
+                "dead_relus": measured.dead_relus,
             }
         )
         progress.line(_describe(self.history[-1]))
@@ -542,11 +549,13 @@ class _Tally:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
+        self._losses: list[float] = []
         self._loss = 0.0
         self._right = 0
         self.images = 0
 
     def add(self, loss: float, right: int, images: int) -> None:
+        self._losses.append(loss)
         self._loss += loss * images
         self._right += right
         self.images += images
@@ -554,6 +563,12 @@ class _Tally:
     @property
     def loss(self) -> float:
         return self._loss / self.images
+
+    @property
+    def loss_parts(self) -> list[float]:
+        """Mean losses of up to 16 equal parts of the epoch, in order."""
+        parts = np.array_split(self._losses, min(_LOSS_PARTS, len(self._losses)))
+        return [float(part.mean()) for part in parts]
 
     @property
     def top1(self) -> float:
@@ -589,17 +604,21 @@ def evaluate_views(
     net.eval()
     device = next(net.parameters()).device
     images, loss, right = 0, 0.0, 0
+    watch = ReluWatch()
     for views, labels in batches:
         shown = [normalise(views.to(device))]
         if is_flip_averaged:
             shown.append(shown[0].flip(3))
-        scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]
+        with contextlib.nullcontext() if images else watch:
+            scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]
         probabilities = torch.stack(scores).mean(dim=0).cpu()
         images += len(labels)
         loss += float(functional.nll_loss(probabilities.log(), labels, reduction="sum"))
         right += int((probabilities.argmax(dim=1) == labels).sum())
     net.train(was_training)
-    return Evaluation(images=images, loss=loss / images, top1=right / images)
+    return Evaluation(
+        images=images, loss=loss / images, top1=right / images, dead_relus=watch.dead_share
+    )
 
 
 def load_run(run_dir: Path, *, checkpoint: Literal["last", "best"] = "last") -> TrainedRun:
