@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.attribution import recording
 from training.layer_trace import trace_layers
@@ -17,6 +18,8 @@ from training.models.normalise import Normalise
 
 _BATCH = 32
 _JITTER_PX = 4
+# Each level of a made image is so many times coarser than it.
+_CELLS_PX = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,8 @@ def maximise(
 ) -> NDArray[np.uint8]:
     """Returns images that make an objective large, uint8 [count, H, W, 3], by gradient ascent.
 
-    The image is moved by some pixels at every step and rough ones cost, or the answer would be
-    noise (Mahendran 2016, arXiv 1512.02017).
+    The image is a sum of coarse and fine ones and is moved by some pixels at every step, or the
+    answer would be noise (Olah 2017, distill.pub/2017/feature-visualization).
 
     Args:
         net: In evaluation mode.
@@ -99,26 +102,33 @@ def maximise(
         seed: Of the grey noise it starts from.
     """
     generator = torch.Generator().manual_seed(seed)
-    # Sigmoids of these are the pixels, so that they stay in range.
-    raw = (0.1 * torch.randn(count, 3, *size, generator=generator)).requires_grad_()
-    optimizer = torch.optim.Adam([raw], lr=0.1)
+    levels = [
+        (0.1 * torch.randn(count, 3, *(-(-side // cell) for side in size), generator=generator))
+        for cell in _CELLS_PX
+    ]
+    optimizer = torch.optim.Adam([one.requires_grad_() for one in levels], lr=0.1)
+
+    def draw() -> Tensor:
+        # Sigmoids of the sum are the pixels, so that they stay in range.
+        scaled = [functional.interpolate(one, size, mode="bilinear") for one in levels]
+        return torch.stack(scaled).sum(dim=0).sigmoid()
+
     parameters = [one for one in net.parameters() if one.requires_grad]
     for one in parameters:
         one.requires_grad_(False)
     for _ in range(steps):
-        pixels = raw.sigmoid()
+        pixels = draw()
         down, across = torch.randint(-_JITTER_PX, _JITTER_PX + 1, (2,), generator=generator)
         moved = pixels.roll((int(down), int(across)), dims=(2, 3))
         seen = 255 * moved * normalise.scale + normalise.shift
-        rough = (pixels.diff(dim=2).abs().mean() + pixels.diff(dim=3).abs().mean()) * count
-        loss = -objective(seen).sum() + 2 * rough
+        loss = -objective(seen).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     for one in parameters:
         one.requires_grad_(True)
     with torch.no_grad():
-        made = (raw.sigmoid() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        made = (draw() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     found: NDArray[np.uint8] = made.numpy()
     return found
 

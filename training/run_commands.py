@@ -1,4 +1,4 @@
-"""The sub-commands `diagnose` and `visualise` of `fivecrop`: what a run tells about itself."""
+"""The sub-commands `diagnose`, `visualise` and `report`: what a run tells about itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from training.cli import ANY_PATH
+from training.cli import ANY_PATH, repository_option
 
 if TYPE_CHECKING:
     from training.data import Dataset
@@ -117,6 +117,42 @@ def visualise(
     files = draw(subject, out, images=images, views=views, index=index, layer=layer, steps=steps)
     for file in files:
         click.echo(str(file))
+
+
+@click.command()
+@click.argument("source")
+@repository_option
+@click.option(
+    "--with",
+    "folders",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="A folder that `evaluate --out` or `visualise --out` wrote; several may be.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+)
+def report(source: str, repository: Path, folders: tuple[Path, ...], out: Path) -> None:
+    """Write one HTML file about SOURCE: a run folder, or a bundle (a folder, or NAME[@VERSION]).
+
+    It needs no other file and no network, and reads on a phone.
+    """
+    from service.bundle.repository import read_bundle, resolve
+    from training.html_report import write_html_report
+
+    folder = Path(source)
+    if (folder / "history.jsonl").is_file():
+        write_html_report(out, run_dir=folder, manifest=None, folders=folders)
+    else:
+        if not (folder / "bundle.json").is_file():
+            folder = resolve(repository, source)
+        bundle = read_bundle(folder.resolve())
+        own = [folder / "report"] if (folder / "report").is_dir() and not folders else []
+        write_html_report(out, run_dir=None, manifest=bundle.manifest, folders=[*own, *folders])
+    click.echo(str(out))
 
 
 def _read_run(run_dir: Path, checkpoint: Literal["last", "best"]) -> Subject:
