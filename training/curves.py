@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import AugmentRecipe, load_recipe
-from training.diagnose import Curves
 from training.errors import TrainingError
+from training.learning_curves import Curves
 
 History = Sequence[Mapping[str, Any]]
 

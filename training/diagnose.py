@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from training.learning_curves import Curves, Series
 from training.scores import wilson_interval
 
 FindingName = Literal[
@@ -32,7 +32,6 @@ FindingName = Literal[
     "unrepresentative validation",
     "validation too small",
 ]
-Series = NDArray[np.float64]
 
 # A loss this many times that of guessing is more than bad luck at the start.
 _EXPLODED = 3.0
@@ -42,61 +41,6 @@ _STILL = 0.015
 _SMALL_GAP, _LARGE_GAP = 0.05, 0.1
 _WIDE_INTERVAL = 0.075
 _MANY_DEAD = 0.4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curves:
-    """A history, one value an epoch; accuracies are shares.
-
-    Attributes:
-        classes: How many there are.
-        loss_parts: Training loss of equal parts of each epoch, [E, P], or None.
-        dead_relus: Share of ReLUs that never fire on validation images, or None.
-        validation_images: How many, or None.
-        is_training_plain: The training images are those that are counted: neither augmented nor
-            seen with dropout; None if nobody knows.
-    """
-
-    train_loss: Series
-    train_top1: Series
-    validation_loss: Series
-    validation_top1: Series
-    classes: int
-    loss_parts: Series | None = None
-    dead_relus: Series | None = None
-    validation_images: int | None = None
-    is_training_plain: bool | None = None
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs were recorded."""
-        return len(self.train_loss)
-
-    @property
-    def guessing(self) -> float:
-        """The loss of one who knows nothing, in nats."""
-        return math.log(self.classes)
-
-    @property
-    def has_learnt(self) -> bool:
-        """Whether it ever was clearly better than guessing."""
-        chance = 1 / self.classes
-        return bool(self.train_top1.max() > chance + 0.1 * (1 - chance))
-
-    @property
-    def gap(self) -> Series:
-        """By how much accuracy is higher in training."""
-        return self.train_top1 - self.validation_top1
-
-    @property
-    def last(self) -> slice:
-        """The last quarter of the epochs, two at least."""
-        return slice(-max(2, self.epochs // 4), None)
-
-    @property
-    def first(self) -> slice:
-        """The first quarter of the epochs, two at least."""
-        return slice(0, max(2, self.epochs // 4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
