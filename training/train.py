@@ -39,6 +39,7 @@ from training.checkpoint import (
 from training.config import Recipe, dump_recipe, load_recipe
 from training.curves import plot_curves, read_history
 from training.data import Dataset, Splits, decode_views, load_splits, without_unreadable
+from training.dead_relus import ReluWatch
 from training.distributed import (
     SharedLoader,
     Team,
@@ -46,7 +47,6 @@ from training.distributed import (
     average_statistics,
     join_team,
 )
-from training.dead_relus import ReluWatch
 from training.errors import TrainingError
 from training.feature_cache import FeatureLoader, cached_features, head_of
 from training.freezing import freeze
