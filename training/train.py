@@ -493,7 +493,13 @@ class Session:
         images, loss, right = self.team.sum(
             own.images, own.images * own.loss, own.images * own.top1
         )
-        return Evaluation(images=int(images), loss=loss / images, top1=right / images)
+        return Evaluation(
+            images=int(images),
+            loss=loss / images,
+            top1=right / images,
+            # Looked at on one batch, so this process's does.
+            dead_relus=own.dead_relus,
+        )
 
     def checkpoint(self) -> None:
         """Write the history, then all that `restore` needs."""
