@@ -107,6 +107,7 @@ export: $(VENV)/.dev ## export RUN as NAME into exported_models/
 bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minutes)
 	scripts/install-system-packages.sh wrk
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.protocols
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(VENV)/.tools ## renew the locks under requirements/

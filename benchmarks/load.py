@@ -37,7 +37,10 @@ class Load:
 
 
 def run_wrk(*, url: str, form_field: str, listing: Path, concurrency: int, seconds: float) -> Load:
-    """Returns what wrk saw; ``form_field`` is the multipart field of the photograph or ``raw``.
+    """Returns what wrk saw.
+
+    ``form_field`` is the multipart field of the photograph, ``raw``, or ``v2`` for a raw request of
+    the Open Inference Protocol.
 
     Raises:
         LoadError: wrk failed, or the server refused, dropped or did not answer a request.
@@ -48,10 +51,12 @@ def run_wrk(*, url: str, form_field: str, listing: Path, concurrency: int, secon
     return _run_client(command, seconds=seconds, concurrency=concurrency)
 
 
-def run_grpc(*, target: str, listing: Path, concurrency: int, seconds: float) -> Load:
-    """Returns what the asyncio gRPC client saw; see ``run_wrk``."""
+def run_grpc(
+    *, target: str, listing: Path, concurrency: int, seconds: float, v2_model: str = ""
+) -> Load:
+    """Returns what the asyncio gRPC client saw, of our own protocol or of v2; see ``run_wrk``."""
     command = [sys.executable, "-m", "benchmarks.grpc_client", target, str(listing)]
-    command += [str(concurrency), str(seconds)]
+    command += [str(concurrency), str(seconds), v2_model]
     return _run_client(command, seconds=seconds, concurrency=concurrency)
 
 

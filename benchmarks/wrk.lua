@@ -1,5 +1,6 @@
 -- wrk script: posts photographs in turn and counts the answers that are exactly 200.
--- Arguments: the listing of photographs, then a multipart field name or "raw".
+-- Arguments: the listing of photographs, then a multipart field name, "raw", or "v2" for a raw
+-- request of the Open Inference Protocol.
 local boundary = "fivecropbenchmarkboundary"
 local requests = {}
 local threads = {}
@@ -12,14 +13,18 @@ end
 function init(args)
    local field = args[2]
    local headers = {["Content-Type"] = "image/jpeg"}
-   if field ~= "raw" then
+   local is_form = field ~= "raw" and field ~= "v2"
+   if field == "v2" then
+      headers["Inference-Header-Content-Length"] = "0"
+   end
+   if is_form then
       headers["Content-Type"] = "multipart/form-data; boundary=" .. boundary
    end
    for path in io.lines(args[1]) do
       local file = assert(io.open(path, "rb"))
       local body = file:read("*a")
       file:close()
-      if field ~= "raw" then
+      if is_form then
          body = "--" .. boundary .. "\r\nContent-Disposition: form-data; name=\"" .. field ..
             "\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n" .. body ..
             "\r\n--" .. boundary .. "--\r\n"

@@ -18,6 +18,7 @@ from service.priority import Priority
 
 # gRPC clients without a deadline send an infinite one.
 _LONGEST_TIMEOUT_MS = 600_000.0
+_PRIORITIES = frozenset(Priority)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Options:
             raise RequestError(
                 ErrorCode.INVALID_ARGUMENT, f"tta must be one of {', '.join(TTA_POLICIES)}"
             )
-        if self.priority not in tuple(Priority):
+        if self.priority not in _PRIORITIES:
             raise RequestError(
                 ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
             )

@@ -18,6 +18,7 @@ from service.grpc_repository import GrpcRepository
 from service.intake import Intake
 from service.metrics import Metrics
 from service.open_inference import OpenInference
+from service.open_inference_parameters import TELL_LAST
 from service.proto import open_inference_pb2 as messages
 from service.settings import Settings
 
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 
 SERVICE_NAME: Final = "inference.GRPCInferenceService"
 
-# With this a client of streams asks to be told that an answer is the last one to its request.
-_TELL_LAST: Final = "triton_enable_empty_final_response"
+# Where it is told what `TELL_LAST` asks for.
 _IS_LAST: Final = "triton_final_response"
-# ... and with this that an error ends the stream with its status.
+# With this in its metadata a client asks that an error ends the stream with its status.
 _END_BY_ERROR: Final = "triton_grpc_error"
 
 _Answer = Callable[[Any, Call], Awaitable[Any]]
@@ -139,7 +139,7 @@ class GrpcOpenInference:
         call: Call,
         ends_by_error: bool,
     ) -> messages.ModelStreamInferResponse:
-        tells_last = request.parameters.pop(_TELL_LAST, messages.InferParameter()).bool_param
+        tells_last = TELL_LAST in request.parameters and request.parameters[TELL_LAST].bool_param
         try:
             response = await self._calls.measure(
                 call, self._answer_within(request, time_left_ms(context))

@@ -14,7 +14,7 @@ from service.access import Access
 from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer
-from service.http_body import read_body
+from service.http_body import BodyReader
 from service.http_edge import Endpoint, Handler
 from service.http_options import refuse_query
 from service.http_results import answer_models
@@ -48,6 +48,7 @@ class AdminApi:
         self._classifier = classifier
         self._rollout = rollout
         self._trials = trials
+        self._bodies = BodyReader(max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
 
     def routes(self) -> list[Route]:
         """Returns the table of routes."""
@@ -71,25 +72,25 @@ class AdminApi:
 
     async def load(self, scope: Scope, receive: Receive) -> Answer:
         """Serves a version, or what the policy chooses."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._rollout.load(_name(scope), _version(scope))
         return self._answer(scope)
 
     async def unload(self, scope: Scope, receive: Receive) -> Answer:
         """Serves a version, or the whole model, no more."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._rollout.unload(_name(scope), _version(scope))
         return self._answer(scope)
 
     async def reload(self, scope: Scope, receive: Receive) -> Answer:
         """Serves what the repository holds now."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._rollout.reload(_name(scope))
         return self._answer(scope)
 
     async def set_label(self, scope: Scope, receive: Receive) -> Answer:
         """Lets a label mean a version."""
-        body = await _read(scope, receive)
+        body = await self._read(scope, receive)
         try:
             version = _LABEL_REQUEST.validate_json(body)["version"]
         except ValidationError:
@@ -101,31 +102,31 @@ class AdminApi:
 
     async def remove_label(self, scope: Scope, receive: Receive) -> Answer:
         """Takes a label away."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._rollout.label(_name(scope), scope["path_params"]["label"], None)
         return self._answer(scope)
 
     async def set_split(self, scope: Scope, receive: Receive) -> Answer:
         """Lets versions answer shares of the requests that name the model alone."""
-        body = await _read(scope, receive)
+        body = await self._read(scope, receive)
         await self._trials.split(_name(scope), _parse(Split, body))
         return self._answer(scope)
 
     async def remove_split(self, scope: Scope, receive: Receive) -> Answer:
         """Lets the stable version answer all of them."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._trials.split(_name(scope), None)
         return self._answer(scope)
 
     async def set_shadow(self, scope: Scope, receive: Receive) -> Answer:
         """Lets a version be asked a share of those requests too."""
-        body = await _read(scope, receive)
+        body = await self._read(scope, receive)
         await self._trials.shadow(_name(scope), _parse(Shadow, body))
         return self._answer(scope)
 
     async def remove_shadow(self, scope: Scope, receive: Receive) -> Answer:
         """Lets no version be asked besides the one that answers."""
-        await _refuse_body(scope, receive)
+        await self._refuse_body(scope, receive)
         await self._trials.shadow(_name(scope), None)
         return self._answer(scope)
 
@@ -136,9 +137,17 @@ class AdminApi:
 
     async def promote(self, scope: Scope, receive: Receive) -> Answer:
         """Makes a version the stable one, if it passes the gate."""
-        body = await _read(scope, receive)
+        body = await self._read(scope, receive)
         await self._trials.promote(_name(scope), _parse(Gate, body or b"{}"))
         return self._answer(scope)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        refuse_query(scope["query_string"])
+        return await self._bodies.read(receive, dict(scope["headers"]))
+
+    async def _refuse_body(self, scope: Scope, receive: Receive) -> None:
+        if await self._read(scope, receive):
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "this path takes no body")
 
     def _answer(self, scope: Scope) -> Answer:
         name = _name(scope)
@@ -167,13 +176,6 @@ def _version(scope: Scope) -> int | None:
     return int(text)
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    refuse_query(scope["query_string"])
-    return await read_body(
-        receive, dict(scope["headers"]), max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S
-    )
-
-
 def _parse(kind: type[Body], body: bytes) -> Body:
     """Returns what the body says, or refuses it for its first fault."""
     try:
@@ -184,8 +186,3 @@ def _parse(kind: type[Body], body: bytes) -> Body:
         # A name that is none of ours is the client's, which no answer repeats.
         where = field if field in kind.model_fields else "the body"
         raise RequestError(ErrorCode.INVALID_ARGUMENT, f"{where}: {fault['msg'].lower()}") from None
-
-
-async def _refuse_body(scope: Scope, receive: Receive) -> None:
-    if await _read(scope, receive):
-        raise RequestError(ErrorCode.INVALID_ARGUMENT, "this path takes no body")

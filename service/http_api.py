@@ -15,7 +15,7 @@ from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.http_admin import AdminApi
 from service.http_answer import STATUS, Answer, encode_json
-from service.http_body import parse_upload, read_body
+from service.http_body import BodyReader, parse_upload
 from service.http_client import ClientWatch
 from service.http_debug import DebugApi
 from service.http_edge import REQUEST_ID, Endpoint, Handler, HttpEdge
@@ -91,6 +91,7 @@ class HttpApi:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        self._bodies = BodyReader.build(settings)
         rollout, trials = classifier.rollout, classifier.trials
         self._admin = None
         if rollout is not None and trials is not None:
@@ -140,17 +141,13 @@ class HttpApi:
         """Answers with the predictions for the image, or the images, of the body."""
         headers = dict(scope["headers"])
         options = read_options(scope["query_string"], headers)
-        limits = self._settings
         with self._metrics.track_inflight("http"):
             self._classifier.refuse_early(options)
-            body = await read_body(
-                receive,
-                headers,
-                max_bytes=limits.max_body_bytes,
-                timeout_s=limits.request_read_timeout_s,
-            )
+            body = await self._bodies.read(receive, headers)
             upload = parse_upload(
-                headers.get(b"content-type", b""), body, max_images=limits.max_request_images
+                headers.get(b"content-type", b""),
+                body,
+                max_images=self._settings.max_request_images,
             )
             with ClientWatch(scope, receive):
                 good = [image for image in upload.images if isinstance(image, bytes)]

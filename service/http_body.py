@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from starlette.types import Receive
 
@@ -16,6 +15,8 @@ from service.errors import ErrorCode, RequestError
 from service.http_client import ClientLeftError
 from service.http_json import parse_json
 from service.http_multipart import parse_multipart, wrong_count
+from service.settings import Settings
+from service.time_limit import TimeLimit
 from service.url_guard import refuse_url
 
 # Real documents nest one list in one object; far more can only be meant to cost parsing time.
@@ -38,16 +39,37 @@ class Upload:
     is_single: bool
 
 
-async def read_body(
-    receive: Receive, headers: Mapping[bytes, bytes], *, max_bytes: int, timeout_s: float
-) -> bytes:
-    """Returns the whole body, having read at most one message more than `max_bytes` of it.
+class BodyReader:
+    """Reads bodies whole, within a limit of bytes and one of time. For one event loop."""
 
-    Raises:
-        RequestError: `body_too_large` (before reading, when the length is declared),
-            `request_timeout`, `unsupported_encoding`, `invalid_argument`.
-        ClientLeftError: The connection ended before the body did.
-    """
+    def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._limit = TimeLimit(timeout_s)
+
+    @classmethod
+    def build(cls, settings: Settings) -> Self:
+        """Returns a reader for the routes that take images."""
+        return cls(max_bytes=settings.max_body_bytes, timeout_s=settings.request_read_timeout_s)
+
+    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
+        """Returns the whole body, having read at most one message more than `max_bytes` of it.
+
+        Raises:
+            RequestError: `body_too_large` (before reading, when the length is declared),
+                `request_timeout`, `unsupported_encoding`, `invalid_argument`.
+            ClientLeftError: The connection ended before the body did.
+        """
+        _check_head(headers, self._max_bytes)
+        try:
+            with self._limit.start():
+                return await _read_chunks(receive, self._max_bytes)
+        except TimeoutError:
+            raise RequestError(
+                ErrorCode.REQUEST_TIMEOUT, "the body did not arrive in time"
+            ) from None
+
+
+def _check_head(headers: Mapping[bytes, bytes], max_bytes: int) -> None:
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         # Images are compressed already, and a compressed body could unfold to any size.
         raise RequestError(ErrorCode.UNSUPPORTED_ENCODING, "send the body without Content-Encoding")
@@ -59,11 +81,6 @@ async def read_body(
         raise RequestError(ErrorCode.INVALID_ARGUMENT, "Content-Length is not a number of bytes")
     if int(declared) > max_bytes:
         raise _too_large(max_bytes)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _read_chunks(receive, max_bytes)
-    except TimeoutError:
-        raise RequestError(ErrorCode.REQUEST_TIMEOUT, "the body did not arrive in time") from None
 
 
 async def _read_chunks(receive: Receive, max_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 
 from service.classifier import Classification, Classifier, Options
 from service.errors import RequestError
-from service.http_body import read_body
+from service.http_body import BodyReader
 from service.http_client import ClientWatch
 from service.http_options import read_options, refuse_query
 from service.metrics import Metrics
@@ -30,6 +30,7 @@ class DropIn:
         self._classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        self._bodies = BodyReader.build(settings)
 
     async def classify(
         self, scope: Scope, receive: Receive, options: Options, take_images: TakeImages
@@ -40,18 +41,11 @@ class DropIn:
             RequestError: That of the first image that has no answer: these forms have no place for
                 the error of a single one.
         """
-        settings = self._settings
         headers = dict(scope["headers"])
         with self._metrics.track_inflight("http"):
-            body = await read_body(
-                receive,
-                headers,
-                max_bytes=settings.max_body_bytes,
-                timeout_s=settings.request_read_timeout_s,
-            )
-            images = take_images(
-                headers.get(b"content-type", b""), body, settings.max_request_images
-            )
+            body = await self._bodies.read(receive, headers)
+            content_type = headers.get(b"content-type", b"")
+            images = take_images(content_type, body, self._settings.max_request_images)
             with ClientWatch(scope, receive):
                 results = await self._classifier.classify_many(images, options)
         answers = []

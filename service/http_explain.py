@@ -11,7 +11,7 @@ from service.classification import Explanation, Options
 from service.classifier import Classifier
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
-from service.http_body import parse_upload, read_body
+from service.http_body import BodyReader, parse_upload
 from service.http_client import ClientWatch
 from service.http_edge import REQUEST_ID, Endpoint
 from service.http_options import read_explain_options
@@ -26,7 +26,7 @@ class HttpExplain:
     def __init__(self, classifier: Classifier, metrics: Metrics, settings: Settings) -> None:
         self._classifier = classifier
         self._metrics = metrics
-        self._settings = settings
+        self._bodies = BodyReader.build(settings)
 
     def routes(self) -> list[Route]:
         """Returns the one route; PUT so that `curl -T` works."""
@@ -40,12 +40,7 @@ class HttpExplain:
             self._classifier.refuse_early(
                 Options(model=options.model, timeout_ms=options.timeout_ms)
             )
-            body = await read_body(
-                receive,
-                headers,
-                max_bytes=self._settings.max_body_bytes,
-                timeout_s=self._settings.request_read_timeout_s,
-            )
+            body = await self._bodies.read(receive, headers)
             image = _take_one(headers.get(b"content-type", b""), body)
             with ClientWatch(scope, receive):
                 found = await self._classifier.explain(image, options)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from service.access import Access
-from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
-from service.http_body import read_body
+from service.http_body import BodyReader
 from service.http_client import ClientWatch
 from service.http_content_encoding import decode_body
 from service.http_edge import Endpoint, Handler
-from service.http_infer import HEADER_LENGTH, answer_infer, parse_infer
+from service.http_infer import answer_infer, parse_infer
 from service.http_repository import HttpRepository
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.settings import Settings
-
-_ONCE: Final = (HEADER_LENGTH, b"content-encoding")
 
 
 class HttpOpenInference:
@@ -29,7 +24,8 @@ class HttpOpenInference:
     def __init__(self, open_inference: OpenInference, metrics: Metrics, settings: Settings) -> None:
         self._open_inference = open_inference
         self._metrics = metrics
-        self._settings = settings
+        self._bodies = BodyReader.build(settings)
+        self._max_body_bytes = settings.max_body_bytes
 
     def routes(self) -> list[Route]:
         """Returns the table of routes; the model's come with and without its version."""
@@ -59,18 +55,10 @@ class HttpOpenInference:
     async def infer(self, scope: Scope, receive: Receive) -> Answer:
         """Answers with the output of a model for the images of the body."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if len(headers) != len(scope["headers"]):
-            _refuse_repeated(scope)
-        limits = self._settings
         encoding = headers.pop(b"content-encoding", b"identity")
         with self._metrics.track_inflight("http"):
-            body = await read_body(
-                receive,
-                headers,
-                max_bytes=limits.max_body_bytes,
-                timeout_s=limits.request_read_timeout_s,
-            )
-            body = await decode_body(body, encoding, max_bytes=limits.max_body_bytes)
+            body = await self._bodies.read(receive, headers)
+            body = await decode_body(body, encoding, max_bytes=self._max_body_bytes)
             request = parse_infer(headers, body, **_name_model(scope))
             with ClientWatch(scope, receive):
                 return answer_infer(await self._open_inference.infer(request))
@@ -119,12 +107,3 @@ def _route(path: str, answer: Handler, access: Access, method: str) -> Route:
 def _name_model(scope: Scope) -> dict[str, str]:
     parameters = scope["path_params"]
     return {"model": parameters.get("name", ""), "version": parameters.get("version", "")}
-
-
-def _refuse_repeated(scope: Scope) -> None:
-    """Passes headers that may be repeated; two answers to where the JSON ends are none."""
-    names = [name for name, _ in scope["headers"]]
-    if any(names.count(name) > 1 for name in _ONCE):
-        raise RequestError(
-            ErrorCode.INVALID_ARGUMENT, "a header that describes the body is given twice"
-        )

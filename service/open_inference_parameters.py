@@ -12,6 +12,9 @@ from service.errors import ErrorCode, RequestError
 from service.priority import Priority
 
 _RESERVED_PREFIX: Final = "triton_"
+# With this a client asks to be told that an answer is the last one to its request; outside of
+# streams, where Triton's perf_analyzer sends it too, every answer is.
+TELL_LAST: Final = "triton_enable_empty_final_response"
 
 
 def read_timeout_ms(parameters: Mapping[str, object]) -> float | None:
@@ -21,7 +24,7 @@ def read_timeout_ms(parameters: Mapping[str, object]) -> float | None:
         RequestError: `invalid_argument` for a timeout that is no whole number above or at 0, or a
             parameter that is Triton's own.
     """
-    if any(name.startswith(_RESERVED_PREFIX) for name in parameters):
+    if any(name.startswith(_RESERVED_PREFIX) and name != TELL_LAST for name in parameters):
         _refuse(f"parameters that begin with {_RESERVED_PREFIX} are reserved")
     timeout_us = _read_count(parameters, "timeout")
     return timeout_us / 1000 if timeout_us else None

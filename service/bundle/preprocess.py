@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def count_views(policy: TtaPolicy) -> int:
 
 def is_tta_policy(name: str) -> bool:
     """Whether `name` is a known test-time augmentation policy."""
-    return name in get_args(TtaPolicy)
+    return name in TTA_POLICIES
 
 
 def prepare(

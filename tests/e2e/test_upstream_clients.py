@@ -27,7 +27,8 @@ MODEL = "cifar10-airbench"
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory, make_server):
-    with make_server(tmp_path_factory.mktemp("server"), ROOT / "exported_models") as server:
+    folder = tmp_path_factory.mktemp("server")
+    with make_server(folder, ROOT / "exported_models", tfserving=True) as server:
         yield server.wait_ready()
 
 

@@ -182,6 +182,13 @@ async def test_a_tensor_of_numbers_without_end_is_refused_before_it_is_unpacked(
     assert await refused(stub.ModelInfer(ask(inputs=[tensor], raw=[]))) == "invalid_argument"
 
 
+async def test_a_call_outside_of_a_stream_may_ask_which_answer_is_the_last(stub):
+    """Triton's perf_analyzer does."""
+    asked = {"triton_enable_empty_final_response": messages.InferParameter(bool_param=True)}
+    answer = await stub.ModelInfer(ask(b"one", parameters=asked))
+    assert answer.model_name == "toy"
+
+
 @pytest.mark.parametrize(("level", "priority"), [(0, "normal"), (1, "high"), (3, "low")])
 async def test_the_priority_counts(stub, stub_classifier, level, priority):
     parameters = {"priority": messages.InferParameter(uint64_param=level)}

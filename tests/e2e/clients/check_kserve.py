@@ -6,6 +6,7 @@ import asyncio
 import base64
 import warnings
 
+import httpx
 import numpy as np
 import pytest
 
@@ -46,6 +47,26 @@ def test_rest(http_address, images, expected, binary):
     answer = asyncio.run(ask())
     assert answer.model_name == MODEL
     np.testing.assert_allclose(answer.outputs[0].as_numpy(), expected, atol=1e-6)
+
+
+def test_rest_of_the_first_protocol(http_address, images, expected):
+    async def ask(instances):
+        client = InferenceRESTClient(RESTConfig(protocol="v1"))
+        url = f"http://{http_address}"
+        assert await client.is_server_live(url)
+        assert await client.is_model_ready(url, MODEL)
+        try:
+            return await client.infer(url, {"instances": instances}, model_name=MODEL)
+        finally:
+            await client.close()
+
+    instances = [{"b64": base64.b64encode(image).decode()} for image in images]
+    predictions = asyncio.run(ask(instances))["predictions"]
+    np.testing.assert_allclose([one["probabilities"] for one in predictions], expected, atol=1e-6)
+    named = asyncio.run(ask([{"image_bytes": one} for one in instances]))["predictions"]
+    assert named == predictions
+    with pytest.raises(httpx.HTTPStatusError, match=r"4(15|22)"):
+        asyncio.run(ask([{"b64": base64.b64encode(b"no image").decode()}]))
 
 
 def test_grpc(grpc_address, images, expected):
