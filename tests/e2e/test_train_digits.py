@@ -49,13 +49,32 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, 
     assert bundle.manifest.variants[0].parity.top1_agreement == 1.0
     assert "report/learning_curves.png" in bundle.manifest.files
 
+    check_studies(repository, tmp_path / "evaluation")
     check_cascade(repository, bundle, start_server)
+
+
+def documented(pattern):
+    """The arguments of the one command of the document that the pattern finds."""
+    (command,) = re.findall(rf"^\.venv/bin/fivecrop ({pattern}.*)$", DOCUMENT.read_text(), re.M)
+    return command.split()
+
+
+def check_studies(repository, folder):
+    """What the model depends on, and whether more views are worth it, as the document does it."""
+    command = documented("evaluate digits-lenet5 --study all")
+    command[command.index("--out") + 1] = str(folder)
+    fivecrop(*command, "--repository", repository, "--study-images", "60")
+    assert {path.suffix for path in folder.iterdir()} >= {".json", ".png"}
+    compared = json.loads(
+        fivecrop(*documented("compare-bundles"), "--repository", repository, "--json")
+    )
+    assert sum(compared[key] for key in ("both", "first_only", "second_only", "neither")) == 360
 
 
 def check_cascade(repository, bundle, start_server):
     """More views only where the plain answer is not sure, as the document does it."""
-    (command,) = re.findall(r"^\.venv/bin/fivecrop (tune-cascade .*)$", DOCUMENT.read_text(), re.M)
-    made = json.loads(fivecrop(*command.split(), "--repository", repository, "--json"))
+    command = documented("tune-cascade")
+    made = json.loads(fivecrop(*command, "--repository", repository, "--json"))
     measured = made["measured"]
     assert measured["images"] == 180
     assert measured["top1"] >= 0.97
