@@ -131,8 +131,16 @@ def probe(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run_dir", type=_FOLDER)
-@click.option("--name", required=True, help="Of the model in the repository.")
+@click.argument("run_dir", type=_FOLDER, required=False)
+@click.option("--name", help="Of the model in the repository.")
+@click.option(
+    "--check",
+    "checked",
+    metavar="BUNDLE",
+    help="Instead, prove a bundle again (a folder, or NAME[@VERSION]): files, graphs, golden "
+    "samples, and accuracy where its data are; exit code 1 if it is not what it says.",
+)
+@click.option("--data", type=ANY_PATH, help="Of --check; default: the validation of the recipe's.")
 @repository_option
 @click.option("--licence", help="Of the model; default: that of the recipe's data.")
 @_fp16_option
@@ -156,8 +164,10 @@ def probe(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 )
 @_json_option
 def export(
-    run_dir: Path,
-    name: str,
+    run_dir: Path | None,
+    name: str | None,
+    checked: str | None,
+    data: Path | None,
     repository: Path,
     licence: str | None,
     fp16: bool,
@@ -169,6 +179,12 @@ def export(
     is_json: bool,
 ) -> None:
     """Publish a training run as a calibrated, gated bundle and print its folder."""
+    if checked is not None:
+        from training.recheck_command import check_bundle
+
+        sys.exit(0 if check_bundle(checked, repository, data, is_json=is_json) else 1)
+    if run_dir is None or name is None:
+        raise click.UsageError("give RUN_DIR and --name, or --check BUNDLE")
     from training.export import ExportOptions, export_run
 
     options = ExportOptions(

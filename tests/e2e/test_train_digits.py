@@ -49,6 +49,8 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, 
     assert bundle.manifest.variants[0].parity.top1_agreement == 1.0
     assert "report/learning_curves.png" in bundle.manifest.files
 
+    checked = fivecrop(*documented("export --check"), "--repository", repository)
+    assert "ok      top-1 of fp32, none: " in checked
     check_studies(repository, tmp_path / "evaluation")
     check_cascade(repository, bundle, start_server)
 
