@@ -34,28 +34,39 @@ def build_network(recipe: ModelRecipe, *, classes: int, is_trained: bool = False
     if recipe.initialisation != "default" and not is_trained:
         initialise(net, recipe.initialisation)
     if recipe.weights is not None and not is_trained:
-        load_backbone(net, recipe.weights)
+        load_backbone(net, recipe.weights, classes)
     if recipe.dropout and not is_trained:
         _add_dropout(net, recipe)
     return net
 
 
-def load_backbone(net: nn.Module, source: Path) -> None:
-    """Load weights into `net`; a classifier of another number of classes stays as it is.
+def load_backbone(net: nn.Module, source: Path, classes: int) -> None:
+    """Load weights into `net`; a classifier of another number than `classes` stays as it is.
 
     Raises:
         TrainingError: they belong to another network.
     """
     path = source / "best.safetensors" if source.is_dir() else source
     weights, own = load_weights(path), net.state_dict()
-    head = [key for key in own if key.startswith("head.") and key in weights]
-    if any(weights[key].shape != own[key].shape for key in head):
-        for key in head:
-            weights[key] = own[key]
+    for key in _classifier_of_others(own, weights, classes):
+        weights[key] = own[key]
     problem = _mismatch(own, weights)
     if problem:
         raise TrainingError(f"{path}: weights of another network: {problem}")
     net.load_state_dict(weights)
+
+
+def _classifier_of_others(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], classes: int
+) -> list[str]:
+    """Returns the parameters of the one layer that differs in the number of classes only."""
+    other = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    are_of_one_layer = len({key.rpartition(".")[0] for key in other}) == 1
+    differ_in_classes_only = all(
+        own[key].shape[0] == classes and own[key].shape[1:] == weights[key].shape[1:]
+        for key in other
+    )
+    return other if are_of_one_layer and differ_in_classes_only else []
 
 
 def _mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:

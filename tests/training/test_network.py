@@ -5,7 +5,8 @@ from torch import nn
 from training.checkpoint import save_weights
 from training.config import ModelRecipe
 from training.errors import TrainingError
-from training.network import build_network
+from training.models.registry import build_model
+from training.network import build_network, load_backbone
 
 
 def build(name="timm:test_resnet", classes=3, **options):
@@ -59,6 +60,18 @@ def test_weights_of_a_run_are_taken_over_with_a_new_head_for_new_classes(tmp_pat
         if not key.startswith("head."):
             assert torch.equal(value, source.state_dict()[key])
     assert other.head.weight.shape[0] == 3
+
+
+def test_published_weights_get_a_classifier_of_ours_where_it_is_a_convolution(tmp_path):
+    source = build_model("seed:squeezenet1_1", classes=7)
+    save_weights(tmp_path / "w.safetensors", source.state_dict())
+    net = build_model("seed:squeezenet1_1", classes=3)
+    own = net.state_dict()["classifier.1.weight"].clone()
+    load_backbone(net, tmp_path / "w.safetensors", classes=3)
+    assert torch.equal(net.state_dict()["classifier.1.weight"], own)
+    assert torch.equal(
+        net.state_dict()["features.0.weight"], source.state_dict()["features.0.weight"]
+    )
 
 
 def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path):
