@@ -8,7 +8,7 @@ from benchmarks.progress import say
 from benchmarks.specs import FIVECROP, PEERS, ServerSpec, make_peer
 
 PARTS = ("throughput", "memory")
-PEER_MODELS = ("mobilenet-v2", "mobilenet-v2-simd", "resnet-18")
+PEER_MODELS = ("mobilenet-v2", "resnet-18")
 MEMORY_MODEL = "resnet-18"
 
 

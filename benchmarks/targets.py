@@ -32,7 +32,7 @@ def check_targets(results: dict[str, Any]) -> list[Target]:
         *_check_efficiency(cells, "mobilenet-v2", 0.85),
         *(
             target
-            for model in ("mobilenet-v2", "mobilenet-v2-simd", "resnet-18")
+            for model in ("mobilenet-v2", "resnet-18")
             for peer, ratio in (("mosec", 1.05), ("litserve", 1.2))
             for target in _check_peer(cells, model, peer, ratio)
         ),
