@@ -200,6 +200,7 @@ class Explanation:
 class ModelDescription:
     """What clients and operators may know about a served model.
 
+    `resized_side` is that of a square image that is cropped without being resized.
     `kind` is `bundle`, `ensemble` or `cascade`; the latter two have `members`, as NAME@VERSION.
     `card` is the model card in Markdown, if there is one.
     """
@@ -213,6 +214,7 @@ class ModelDescription:
     classes: int
     input_height: int
     input_width: int
+    resized_side: int
     good_batch_views: int
     max_batch_delay_ms: float
     digest: str

@@ -15,9 +15,9 @@ from service.open_inference_messages import (
 )
 from service.open_inference_parameters import (
     read_classes,
+    read_layout,
     read_priority,
     read_timeout_ms,
-    refuse_shared_memory,
 )
 from service.proto import open_inference_pb2 as messages
 
@@ -97,6 +97,7 @@ def _read_inputs(request: messages.ModelInferRequest) -> tuple[InputTensor, ...]
             name=tensor.name,
             datatype=tensor.datatype,
             shape=_read_shape(tensor),
+            layout=read_layout(read_parameters(tensor.parameters)),
             content=memoryview(raw[item]) if raw else _read_contents(tensor),
         )
         for item, tensor in enumerate(request.inputs)
@@ -104,8 +105,6 @@ def _read_inputs(request: messages.ModelInferRequest) -> tuple[InputTensor, ...]
 
 
 def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor) -> Content:
-    if "shared_memory_region" in tensor.parameters:
-        refuse_shared_memory()
     field = _FIELDS.get(tensor.datatype)
     if field is None:
         _refuse(f"contents cannot hold what input {tensor.name} claims to be")

@@ -27,9 +27,9 @@ from service.open_inference_metadata import INPUT
 from service.open_inference_parameters import (
     read_classes,
     read_flag,
+    read_layout,
     read_priority,
     read_timeout_ms,
-    refuse_shared_memory,
 )
 
 HEADER_LENGTH: Final = b"inference-header-content-length"
@@ -134,8 +134,7 @@ def _read_inputs(items: list[Any], tail: memoryview, has_tail: bool) -> tuple[In
     for item in items:
         tensor = _as_object(item, "an input")
         parameters = _as_object(tensor.get("parameters", {}), "parameters")
-        if "shared_memory_region" in parameters:
-            refuse_shared_memory()
+        layout = read_layout(parameters)
         size = parameters.get("binary_data_size")
         if size is None and has_tail and "data" not in tensor and len(items) == 1:
             size = len(tail)  # OpenVINO Model Server lets clients leave it out, and so they do
@@ -158,6 +157,7 @@ def _read_inputs(items: list[Any], tail: memoryview, has_tail: bool) -> tuple[In
                 datatype=datatype,
                 shape=_read_shape(tensor.get("shape")),
                 content=content,
+                layout=layout,
             )
         )
     if start != len(tail):

@@ -144,6 +144,7 @@ class Models:
             classes=len(model.labels),
             input_height=manifest.input.height,
             input_width=manifest.input.width,
+            resized_side=manifest.preprocess.resize.size,
             good_batch_views=model.lane.good_batch_views,
             max_batch_delay_ms=model.lane.max_delay_s * 1000,
             digest=model.bundle.digest,

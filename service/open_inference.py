@@ -104,7 +104,7 @@ class OpenInference:
         """
         found = self.find_model(model, version)
         versions = [found.version] if version else self._list_versions(found.name)
-        return describe_model(found, versions)
+        return describe_model(found, versions, takes_pixels=self._takes_pixels(found))
 
     def describe_config(self, model: str, version: str) -> Document:
         """Returns the model configuration, as Triton has it.
@@ -117,6 +117,7 @@ class OpenInference:
             found,
             self._list_versions(found.name),
             max_request_images=self._settings.max_request_images,
+            takes_pixels=self._takes_pixels(found),
         )
 
     async def read_statistics(self, model: str, version: str) -> Document:
@@ -158,6 +159,9 @@ class OpenInference:
             outputs=(_make_output(output, results),),
             results=results,
         )
+
+    def _takes_pixels(self, model: ModelDescription) -> bool:
+        return model.name in self._settings.pixel_models
 
     def _list_versions(self, model: str) -> list[int]:
         every = self._classifier.describe_models()

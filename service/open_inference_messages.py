@@ -22,12 +22,16 @@ Content = memoryview | Sequence[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputTensor:
-    """A tensor that a client sent; nothing about it has been checked against its content."""
+    """A tensor that a client sent; nothing about it has been checked against its content.
+
+    `layout` is that of pixels, NHWC or NCHW, where the client tells it.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     content: Content
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

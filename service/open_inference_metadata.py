@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -27,6 +28,25 @@ EXTENSIONS: Final = (
 Document = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The one form of the input that there is room for in metadata and configuration."""
+
+    datatype: str
+    config_type: str
+    format: str
+    dims: tuple[int, ...]
+
+
+_FILE_FORM: Final = _Form("BYTES", "TYPE_STRING", "FORMAT_NONE", (1,))
+
+
+def _pixel_form(model: ModelDescription) -> _Form:
+    # Clients resize to what they are told; told this size, they leave nothing to resize here.
+    side = model.resized_side
+    return _Form("UINT8", "TYPE_UINT8", "FORMAT_NHWC", (side, side, 3))
+
+
 def describe_server(*, has_repository: bool) -> Document:
     """Returns the metadata of the server; models can be loaded where somebody may order it."""
     repository = ("model_repository",) if has_repository else ()
@@ -37,24 +57,38 @@ def describe_server(*, has_repository: bool) -> Document:
     }
 
 
-def describe_model(model: ModelDescription, versions: Sequence[int]) -> Document:
-    """Returns the metadata of a model; the first size of each shape is the batch's."""
+def describe_model(
+    model: ModelDescription, versions: Sequence[int], *, takes_pixels: bool
+) -> Document:
+    """Returns the metadata of a model; the first size of each shape is the batch's.
+
+    Args:
+        model: The model.
+        versions: Its versions that serve.
+        takes_pixels: Whether to tell of its input as pixels instead of files.
+    """
+    form = _pixel_form(model) if takes_pixels else _FILE_FORM
     return {
         "name": model.name,
         "versions": [str(number) for number in versions],
         "platform": PLATFORM,
-        "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}],
+        "inputs": [{"name": INPUT, "datatype": form.datatype, "shape": [-1, *form.dims]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, model.classes]}],
     }
 
 
 def describe_config(
-    model: ModelDescription, versions: Sequence[int], *, max_request_images: int
+    model: ModelDescription,
+    versions: Sequence[int],
+    *,
+    max_request_images: int,
+    takes_pixels: bool,
 ) -> Document:
     """Returns Triton's ModelConfig of a model, with the names of its protobuf fields.
 
     It says what clients go by; what it leaves out has the meaning of the protobuf's default.
     """
+    form = _pixel_form(model) if takes_pixels else _FILE_FORM
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -64,9 +98,9 @@ def describe_config(
         "input": [
             {
                 "name": INPUT,
-                "data_type": "TYPE_STRING",
-                "format": "FORMAT_NONE",
-                "dims": [1],
+                "data_type": form.config_type,
+                "format": form.format,
+                "dims": list(form.dims),
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
                 "optional": False,

@@ -12,6 +12,7 @@ from service.errors import ErrorCode, RequestError
 from service.priority import Priority
 
 _RESERVED_PREFIX: Final = "triton_"
+_LAYOUTS: Final = ("", "NHWC", "NCHW")
 # With this a client asks to be told that an answer is the last one to its request; outside of
 # streams, where Triton's perf_analyzer sends it too, every answer is.
 TELL_LAST: Final = "triton_enable_empty_final_response"
@@ -48,6 +49,22 @@ def read_classes(parameters: Mapping[str, object]) -> int:
     if "shared_memory_region" in parameters:
         refuse_shared_memory()
     return _read_count(parameters, "classification")
+
+
+def read_layout(parameters: Mapping[str, object]) -> str:
+    """Returns the layout of an input's pixels, NHWC or NCHW, or nothing when it is not told.
+
+    Triton's names of formats, `FORMAT_NHWC` and `FORMAT_NCHW`, are understood as well.
+
+    Raises:
+        RequestError: `invalid_argument`.
+    """
+    if "shared_memory_region" in parameters:
+        refuse_shared_memory()
+    layout = parameters.get("layout", "")
+    if not isinstance(layout, str) or layout.removeprefix("FORMAT_") not in _LAYOUTS:
+        _refuse("parameter layout is NHWC or NCHW")
+    return layout.removeprefix("FORMAT_")
 
 
 def read_flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:

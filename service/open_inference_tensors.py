@@ -17,7 +17,7 @@ _LENGTH_BYTES = 4
 # What the one input takes, by datatype; H and W of FP32 are those of the model.
 FORMS: Final = {
     "BYTES": "[N] or [N, 1]: image files",
-    "UINT8": "[N, H, W, 3]: RGB pixels of images; or [N, L]: image files",
+    "UINT8": "[N, H, W, 3] or [N, 3, H, W]: RGB pixels of images; or [N, L]: image files",
     "FP32": "[N, 3, H, W]: RGB pixels as the model sees them, normalised",
 }
 
@@ -60,11 +60,30 @@ def _read_uint8(tensor: InputTensor) -> list[ImageSource]:
             for file in files:
                 refuse_url(file)
             return list(files)
-        case (count, height, width, 3):
-            parts = _split(tensor, count, height * width * 3, np.uint8)
-            return [PixelImage(content=one, width=width, height=height) for one in parts]
+        case (count, *sizes) if len(sizes) == 3:
+            is_planar = _is_planar(tensor)
+            height, width = sizes[1:] if is_planar else sizes[:2]
+            return [
+                PixelImage(content=one, width=width, height=height, is_planar=is_planar)
+                for one in _split(tensor, count, height * width * 3, np.uint8)
+            ]
         case _:
             _refuse_shape(tensor)
+
+
+def _is_planar(tensor: InputTensor) -> bool:
+    """Whether pixels are NCHW: as the client says, or as only one place for the colours allows."""
+    _, first, _, last = tensor.shape
+    layouts = {"NHWC": last == 3, "NCHW": first == 3}
+    possible = [name for name, fits in layouts.items() if fits and tensor.layout in ("", name)]
+    if len(possible) > 1:
+        _refuse(
+            f"the shape of input {tensor.name} is NHWC as well as NCHW: say which in its "
+            "parameter layout"
+        )
+    if not possible:
+        _refuse_shape(tensor)
+    return possible == ["NCHW"]
 
 
 def _read_fp32(tensor: InputTensor) -> list[ImageSource]:

@@ -206,6 +206,11 @@ class Settings(DoorSettings):
         30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."
     )
 
+    pixel_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names of models whose v2 metadata tells of their input as "
+        "pixels (UINT8, NHWC) instead of files, for clients that resize by it; each takes both.",
+    )
     torchserve: bool = Field(
         False, description="Also answer TorchServe's clients: /ping and /predictions/MODEL."
     )
@@ -285,7 +290,7 @@ class Settings(DoorSettings):
         # A Path would make s3:/bucket of s3://bucket.
         return value if isinstance(value, str) and "://" in value else Path(value)
 
-    @field_validator("models", "cors_origins", "image_formats", mode="before")
+    @field_validator("models", "cors_origins", "image_formats", "pixel_models", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -27,15 +27,27 @@ _LEVEL_TOLERANCE: Final = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelImage:
-    """A decoded image: uint8 [height, width, 3] RGB in row-major order."""
+    """A decoded image: uint8 RGB in row-major order.
+
+    Its shape is [height, width, 3], or [3, height, width] when `is_planar`.
+    """
 
     content: bytes | memoryview
     width: int
     height: int
+    is_planar: bool = False
 
     def __len__(self) -> int:
         """Returns the size in bytes."""
         return len(self.content)
+
+    def to_array(self) -> NDArray[np.uint8]:
+        """Returns the pixels as uint8 [height, width, 3], contiguous."""
+        pixels = np.frombuffer(self.content, np.uint8)
+        if not self.is_planar:
+            return pixels.reshape(self.height, self.width, 3)
+        planes = pixels.reshape(3, self.height, self.width)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +77,11 @@ def digest_source(source: ImageSource) -> bytes:
     """Returns what tells an image from any other, in whichever form."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
+    content: bytes | memoryview = source.content
+    if isinstance(source, PixelImage) and source.is_planar:
+        content = source.to_array().data
     form = f"{type(source).__name__} {source.width} {source.height} ".encode()
-    return hashlib.sha256(form + source.content).digest()
+    return hashlib.sha256(form + content).digest()
 
 
 def prepare_source(
@@ -85,8 +100,7 @@ def prepare_source(
         return prepare(source, manifest.preprocess, tta=tta, limits=limits)
     if isinstance(source, PixelImage):
         check_size(source.width, source.height, limits)
-        pixels = np.frombuffer(source.content, np.uint8).reshape(source.height, source.width, 3)
-        views = cut_views(Image.fromarray(pixels), manifest.preprocess, tta=tta)
+        views = cut_views(Image.fromarray(source.to_array()), manifest.preprocess, tta=tta)
     else:
         views = _recover_view(source, manifest, tta)
     form = "pixels" if isinstance(source, PixelImage) else "tensor"

@@ -57,6 +57,12 @@ def as_pixels(pixels):
     return PixelImage(content=memoryview(pixels.tobytes()), width=width, height=height)
 
 
+def as_planes(pixels):
+    height, width, _ = pixels.shape
+    content = memoryview(pixels.transpose(2, 0, 1).tobytes())
+    return PixelImage(content=content, width=width, height=height, is_planar=True)
+
+
 def normalise(view, normalisation, dtype=np.float32):
     """As torchvision does: ToTensor, Normalize; float32 or half throughout."""
     scaled = view.astype(dtype) / dtype(255)
@@ -82,8 +88,10 @@ def test_pixels_give_the_views_of_their_png(tta, width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     manifest = make_manifest()
     by_pixels = prepare_source(as_pixels(pixels), manifest, tta=tta, limits=LIMITS)
+    by_planes = prepare_source(as_planes(pixels), manifest, tta=tta, limits=LIMITS)
     by_file = prepare_source(encode(pixels), manifest, tta=tta, limits=LIMITS)
     np.testing.assert_array_equal(by_pixels.views, by_file.views)
+    np.testing.assert_array_equal(by_planes.views, by_file.views)
     assert (by_pixels.width, by_pixels.height) == (width, height)
 
 
@@ -131,6 +139,11 @@ def test_what_is_remembered_of_an_image_tells_form_and_shape():
     assert digest_source(sources[1]) == digest_source(
         PixelImage(content=memoryview(content), width=4, height=4)
     )
+
+
+def test_the_layout_does_not_tell_images_apart():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    assert digest_source(as_planes(pixels)) == digest_source(as_pixels(pixels))
 
 
 def test_more_pixels_are_expected_to_take_longer():

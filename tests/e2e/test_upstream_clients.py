@@ -28,7 +28,8 @@ MODEL = "cifar10-airbench"
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory, make_server):
     folder = tmp_path_factory.mktemp("server")
-    with make_server(folder, ROOT / "exported_models", tfserving=True) as server:
+    options = {"tfserving": True, "pixel_models": MODEL}
+    with make_server(folder, ROOT / "exported_models", **options) as server:
         yield server.wait_ready()
 
 

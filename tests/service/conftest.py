@@ -108,6 +108,7 @@ class StubClassifier:
                 classes=3,
                 input_height=8,
                 input_width=8,
+                resized_side=9,
                 good_batch_views=4,
                 max_batch_delay_ms=2.0,
                 digest="d" * 64,

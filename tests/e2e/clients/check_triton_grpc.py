@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import queue
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 MODEL = "cifar10-airbench"
@@ -60,29 +58,6 @@ def test_classification_names_the_best_classes(client, images, classify):
             value, told_index, told_label = text.decode().split(":")
             assert (int(told_index), told_label) == (index, label)
             assert float(value) == pytest.approx(score, abs=1e-6)
-
-
-def test_pixels_are_answered_as_their_image(client, images, classify):
-    for image in images:
-        pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))[None]
-        tensor = triton.InferInput("image", pixels.shape, "UINT8")
-        tensor.set_data_from_numpy(pixels)
-        row = client.infer(MODEL, [tensor]).as_numpy(OUTPUT)[0]
-        file = io.BytesIO()
-        Image.fromarray(pixels[0]).save(file, "PNG")
-        expected = [score for _, _, score in sorted(classify(file.getvalue()))]
-        np.testing.assert_allclose(row, expected, atol=1e-6)
-
-
-def test_preprocessed_tensors_are_answered_as_their_image(client, normalised, images, expected):
-    views = normalised(images[:3])
-    tensor = triton.InferInput("image", views.shape, "FP32")
-    tensor.set_data_from_numpy(views)
-    rows = client.infer(MODEL, [tensor]).as_numpy(OUTPUT)
-    np.testing.assert_allclose(rows, expected[:3], atol=1e-6)
-    tensor.set_data_from_numpy(views + np.float32(0.01))
-    with pytest.raises(InferenceServerException, match="8-bit pixels"):
-        client.infer(MODEL, [tensor])
 
 
 def test_requests_side_by_side(client, images, expected):
