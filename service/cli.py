@@ -86,7 +86,7 @@ def _make_score() -> click.Command:
     from service.environment import opt_out_of_telemetry
 
     opt_out_of_telemetry()
-    from service.score.command import score
+    from service.score_command import score
 
     return score
 
@@ -95,7 +95,7 @@ def _make_compare() -> click.Command:
     from service.environment import opt_out_of_telemetry
 
     opt_out_of_telemetry()
-    from service.score.command import compare
+    from service.score_command import compare
 
     return compare
 

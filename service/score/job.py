@@ -23,6 +23,7 @@ from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
 from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder
+from service.score.http_transport import HttpTransport
 from service.score.inputs import Inputs
 from service.score.lock import Lock
 from service.score.needs import Needs
@@ -32,6 +33,7 @@ from service.score.progress import Progress
 from service.score.row import Row, Stamp, tabulate
 from service.score.snapshot import take_snapshot
 from service.score.tables import import_pyarrow
+from service.score.transport import Connect
 from service.score.worker import Ready, Setup
 from service.settings import Settings
 
@@ -80,6 +82,7 @@ def score_dataset(
     resume: bool = False,
     watch: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    connect: Connect = HttpTransport,
 ) -> Summary:
     """Scores every image of the inputs into the folder `out`, and returns how that ended.
 
@@ -90,6 +93,7 @@ def score_dataset(
         resume: Go on with an unfinished job over the same input with the same options.
         watch: Called now and then from the thread that calls this.
         should_stop: Asked now and then; when it says so, what is at work is finished and written.
+        connect: Asks the service of the options; `service.grpc_transport.GrpcTransport` for gRPC.
 
     Raises:
         StartError: The job cannot be begun like this; one line.
@@ -102,7 +106,7 @@ def score_dataset(
         import_pyarrow()
     if not resume:
         check_empty(folder)
-    engine, stamp = _start_engine(options, settings)
+    engine, stamp = _start_engine(options, settings, connect)
     try:
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)
         job = _Job(found, folder, options, stamp, engine)
@@ -269,11 +273,13 @@ def _load_settings(options: ScoreOptions) -> Settings:
     return load_settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _start_engine(options: ScoreOptions, settings: Settings) -> tuple[ScoringEngine, Stamp]:
+def _start_engine(
+    options: ScoreOptions, settings: Settings, connect: Connect
+) -> tuple[ScoringEngine, Stamp]:
     if options.url is not None:
         from service.score.service_engine import ServiceEngine
 
-        asking = ServiceEngine(options.url, options, options.key, settings.max_body_bytes)
+        asking = ServiceEngine(options, settings.max_body_bytes, connect)
         return asking, asking.stamp
     bundle = _find_bundle(settings, options.model)
     setup = Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)

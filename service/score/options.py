@@ -11,8 +11,8 @@ from service.score.errors import ScoreError
 from service.score.row import COLUMNS, OPTIONAL_COLUMNS
 
 Format = Literal["parquet", "jsonl", "csv"]
-Engine = Literal["local", "http", "ray"]
-ENGINES: Final[tuple[Engine, ...]] = ("local", "http", "ray")
+Engine = Literal["local", "http", "grpc", "ray"]
+ENGINES: Final[tuple[Engine, ...]] = ("local", "http", "grpc", "ray")
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv")
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
@@ -36,7 +36,7 @@ class ScoreOptions:
         limit: Only the first so many images of the input.
         shard: I/N: every N-th image, from the I-th on.
         workers: Processes; None takes the cores of this process. With `url` images at a time.
-        engine: `local` worker processes, a service over `http`, or actors on `ray`.
+        engine: `local` worker processes, a service over `http` or `grpc`, or actors on `ray`.
         url: Of the service that answers.
         key: API key for it.
         address: Of the Ray cluster; None starts a Ray of this machine.
@@ -82,8 +82,8 @@ class ScoreOptions:
             (self.workers is not None and self.workers < 1, "--workers is at least 1"),
             (not 0 <= self.max_error_rate <= 1, "--max-error-rate lies between 0 and 1"),
             (
-                (self.engine == "http") != (self.url is not None),
-                "--engine http and --url go together",
+                (self.engine in ("http", "grpc")) != (self.url is not None),
+                "--engine http or grpc and --url go together",
             ),
             (self.address is not None and self.engine != "ray", "--address is for --engine ray"),
             (self.part_rows < 1, "--part-rows is at least 1"),

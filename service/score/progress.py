@@ -33,9 +33,7 @@ class Progress:
     def add(self, rows: list[Row], spent: Spent) -> None:
         """Counts what was scored."""
         self.counts.update(row.error_code or row.status for row in rows)
-        self.spent.read_s += spent.read_s
-        self.spent.decode_s += spent.decode_s
-        self.spent.infer_s += spent.infer_s
+        self.spent += spent
 
     @property
     def done(self) -> int:

@@ -22,8 +22,8 @@ from service.bundle.repository import read_bundle, verify_files
 from service.errors import FivecropError
 from service.score.errors import ScoreError
 from service.score.pool import POLL_S, Link, Worker, WorkerPool
-from service.score.row import Row
-from service.score.scorer import Scorer, Spent, failed_row
+from service.score.row import Row, failed_row
+from service.score.scorer import Scorer, Spent
 from service.score.storage import Reader, ReadError, tell
 from service.score.worker import Answer, Chunk, Ready, Refused, Setup
 

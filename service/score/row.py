@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from service.bundle.postprocess import Prediction
+from service.score.entry import Entry
 
 # In the order of the output; `sha256`, `embedding` and `probabilities` only when asked for.
 COLUMNS: Final = (
@@ -58,6 +62,27 @@ class Stamp:
     model: str
     version: int
     bundle_digest: str
+
+
+def answered_row(entry: Entry, top: Sequence[Prediction], *, is_sure: bool) -> Row:
+    """Returns the row of an image whose best classes are known, best first."""
+    best = top[0]
+    return Row(
+        id=entry.position,
+        path=printable(entry.path),
+        status=OK if is_sure else ABSTAINED,
+        label=best.label,
+        index=best.index,
+        score=best.score,
+        top_labels=[one.label for one in top],
+        top_indices=[one.index for one in top],
+        top_scores=[one.score for one in top],
+    )
+
+
+def failed_row(entry: Entry, code: str) -> Row:
+    """Returns the row of an image that there is no answer for."""
+    return Row(id=entry.position, path=printable(entry.path), status=ERROR, error_code=code)
 
 
 def tabulate(rows: list[Row], stamp: Stamp, columns: tuple[str, ...]) -> dict[str, list[Any]]:

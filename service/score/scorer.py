@@ -24,7 +24,7 @@ from service.model import make_engine, prove_golden
 from service.score.entry import Entry
 from service.score.errors import ScoreError
 from service.score.options import ScoreOptions
-from service.score.row import ABSTAINED, ERROR, OK, Row, printable
+from service.score.row import Row, answered_row, failed_row
 from service.score.storage import code_of
 from service.settings import Settings
 from service.url_guard import refuse_url
@@ -37,6 +37,13 @@ class Spent:
     read_s: float = 0.0
     decode_s: float = 0.0
     infer_s: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.read_s + other.read_s,
+            self.decode_s + other.decode_s,
+            self.infer_s + other.infer_s,
+        )
 
 
 class Scorer:
@@ -111,28 +118,11 @@ class Scorer:
             is_sure = not self._decider.decide(probabilities, best.index).abstained
         else:
             is_sure = best.score >= self._options.min_score
-        row = Row(
-            id=entry.position,
-            path=printable(entry.path),
-            status=OK if is_sure else ABSTAINED,
-            label=best.label,
-            index=best.index,
-            score=best.score,
-            top_labels=[one.label for one in top],
-            top_indices=[one.index for one in top],
-            top_scores=[one.score for one in top],
-            width=prepared.width,
-            height=prepared.height,
-            format=prepared.format,
-            sha256=digest,
-        )
+        row = answered_row(entry, top, is_sure=is_sure)
+        row.width, row.height, row.format = prepared.width, prepared.height, prepared.format
+        row.sha256 = digest
         if self._options.embedding:
             row.embedding = outputs[1].mean(axis=0, dtype=np.float32).tolist()
         if self._options.probabilities:
             row.probabilities = probabilities.tolist()
         return row
-
-
-def failed_row(entry: Entry, code: str) -> Row:
-    """Returns the row of an image that there is no answer for."""
-    return Row(id=entry.position, path=printable(entry.path), status=ERROR, error_code=code)

@@ -22,8 +22,8 @@ from service.bundle.repository import read_bundle
 from service.errors import FivecropError
 from service.score.entry import Entry, File
 from service.score.options import ScoreOptions
-from service.score.row import Row
-from service.score.scorer import Scorer, Spent, failed_row
+from service.score.row import Row, failed_row
+from service.score.scorer import Scorer, Spent
 from service.score.storage import Reader, ReadError, is_url
 from service.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Offline scoring through a running service gives the rows of the local engine."""
+"""Offline scoring through a running service, by either protocol: the files of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -14,8 +13,9 @@ pytestmark = pytest.mark.e2e
 FIVECROP = Path(sys.executable).with_name("fivecrop")
 
 
-def test_rows_from_a_service_are_those_of_this_machine(
-    start_server, tiny_bundle_repository, hostile_images, tmp_path
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_files_from_a_service_are_those_of_this_machine(
+    start_server, tiny_bundle_repository, hostile_images, tmp_path, form
 ):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -26,10 +26,11 @@ def test_rows_from_a_service_are_those_of_this_machine(
         (photos / f"hostile-{index:02}").write_bytes(make())
     server = start_server(tiny_bundle_repository).wait_ready()
     options = ["--tta=hflip", "--top-k=3", "--probabilities", "--embedding", "--sha256"]
-    options += ["--model=digits-linear", "--max-error-rate=1"]
+    options += ["--model=digits-linear", "--max-error-rate=1", f"--format={form}"]
     places = {
         "here": [f"--model-repository={tiny_bundle_repository}"],
-        "there": ["--engine=http", f"--url=http://127.0.0.1:{server.http_port}"],
+        "http": ["--engine=http", f"--url=http://127.0.0.1:{server.http_port}"],
+        "grpc": ["--engine=grpc", f"--url=http://127.0.0.1:{server.grpc_port}"],
     }
     for name, where in places.items():
         subprocess.run(
@@ -37,7 +38,11 @@ def test_rows_from_a_service_are_those_of_this_machine(
             env={"HOME": str(tmp_path), "PATH": ""},
             check=True,
         )
-    here, there = (pq.read_table(tmp_path / name).sort_by("id").to_pylist() for name in places)
-    assert len(here) == 40 + len(hostile_images.HOSTILE_IMAGES)
-    for one, other in zip(here, there, strict=True):
-        assert one == other
+    here, http, grpc = (
+        b"".join(part.read_bytes() for part in sorted((tmp_path / name).glob("part-*")))
+        for name in places
+    )
+    if form == "jsonl":
+        assert here.count(b"\n") == 40 + len(hostile_images.HOSTILE_IMAGES)
+    assert here == http
+    assert http == grpc

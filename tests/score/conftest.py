@@ -12,9 +12,11 @@ from service.bundle.repository import read_bundle
 from service.score import ScoreOptions, score_dataset
 from service.score.dataset import list_parts, read_manifest
 from service.score.folder import open_folder
+from service.score.http_transport import HttpTransport
 from service.score.part_format import read_part
 from service.score.pool import Scored
-from service.score.scorer import Scorer, Spent, failed_row
+from service.score.row import failed_row
+from service.score.scorer import Scorer, Spent
 from service.score.storage import Reader, ReadError
 from service.score.worker import Ready
 
@@ -88,13 +90,22 @@ def score(tmp_path, make_options, request, monkeypatch):
     if "with_workers" not in request.fixturenames:
         monkeypatch.setattr("service.score.job.WorkerPool", InProcess)
 
-    def run(inputs, out="scores", *, resume=False, should_stop=lambda: False, **options):
+    def run(
+        inputs,
+        out="scores",
+        *,
+        resume=False,
+        should_stop=lambda: False,
+        connect=HttpTransport,
+        **options,
+    ):
         return score_dataset(
             inputs if isinstance(inputs, list) else str(inputs),
             str(tmp_path / out),
             make_options(**options),
             resume=resume,
             should_stop=should_stop,
+            connect=connect,
         )
 
     return run

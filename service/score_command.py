@@ -18,10 +18,12 @@ from service.log import configure_log
 from service.score.dataset import open_output, read_manifest
 from service.score.display import make_display
 from service.score.errors import JobFailed, ScoreError
+from service.score.http_transport import HttpTransport
 from service.score.job import score_dataset
 from service.score.options import ENGINES, FORMATS, ScoreOptions
 from service.score.status import read_status, tell_status
 from service.score.storage import is_url, tell
+from service.score.transport import Connect
 from service.settings import CLIENT_KEY, VariantChoice
 
 
@@ -66,7 +68,7 @@ def score() -> None:
     help="Processes [default: one a core], or images asked for at a time [16].",
 )
 @click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True)
-@click.option("--url", help="Of the running service that `--engine http` asks.")
+@click.option("--url", help="Of the running service that `--engine http` or `grpc` asks.")
 @click.option("--address", help="Of the Ray cluster; without one `--engine ray` starts its own.")
 @click.option("--key", envvar=CLIENT_KEY, help=f"API key for it; or in {CLIENT_KEY}.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N images.")
@@ -118,6 +120,7 @@ def run(
                 out,
                 options,
                 resume=resume,
+                connect=_find_transport(options),
                 watch=display.show,
                 should_stop=lambda: should_stop() is not None,
             )
@@ -197,6 +200,14 @@ def _write(file: Path, content: bytes) -> str:
     except OSError as error:
         raise ScoreError(f"cannot write {file}: {tell(error)}") from error
     return str(file)
+
+
+def _find_transport(options: ScoreOptions) -> Connect:
+    if options.engine == "grpc":
+        from service.grpc_transport import GrpcTransport  # nobody else needs gRPC here
+
+        return GrpcTransport
+    return HttpTransport
 
 
 @contextmanager
