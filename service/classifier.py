@@ -20,6 +20,7 @@ from service.bundle.image_source import ImageSource, estimate_prepare_s, prepare
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views
+from service.capture import Capture
 from service.classification import (
     Classification,
     ExplainOptions,
@@ -88,6 +89,7 @@ class Classifier:
         self._tracing = tracing
         self._limits = settings.image_limits()
         self._cache = ResponseCache.build(settings, metrics)
+        self._capture = Capture.build(settings, metrics, lambda of: self.describe_model(of).labels)
         self._is_draining = False
         self._allowances = Allowances.build(settings, metrics)
 
@@ -140,6 +142,8 @@ class Classifier:
         if self.trials is not None:
             self.trials.close()
         await asyncio.to_thread(self._batcher.close, self._settings.shutdown_grace_s)
+        if self._capture is not None:
+            await asyncio.to_thread(self._capture.close)
 
     def refuse_early(self, options: Options) -> None:
         """Raises what any image with these options would be refused with now.
@@ -174,10 +178,16 @@ class Classifier:
         Raises:
             RequestError: The image, an option or the state of the server prevents an answer.
         """
-        models = self._models
-        if models.traffic and (traffic := models.traffic.get(options.model)) is not None:
+        answer = await self._ask(image, options)
+        if self._capture is not None:
+            self._capture.offer(image, answer)
+        return answer
+
+    async def _ask(self, image: ImageSource, options: Options) -> Classification:
+        """Returns the answer of the model that the options mean."""
+        if (traffic := self._models.traffic.get(options.model)) is not None:
             return await traffic.answer(image, options, self._answer)
-        return await self._answer(models.find(options.model), image, options)
+        return await self._answer(self._models.find(options.model), image, options)
 
     async def _answer(self, model: Model, image: ImageSource, options: Options) -> Classification:
         start = time.monotonic()
@@ -199,9 +209,8 @@ class Classifier:
     async def _compute(self, model: Model, image: ImageSource, options: Options) -> Classification:
         start = time.monotonic()
         tta, timeout_s = options.check(self._settings.default_timeout_ms)
-        level = None
-        if options.coverage is not None:
-            level = model.decider.find_level(options.coverage, tta)
+        asked = options.coverage
+        level = None if asked is None else model.decider.find_level(asked, tta)
         draft = partial(
             Job,
             lane=model.lane,

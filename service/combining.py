@@ -98,11 +98,10 @@ class CombiningClassifier(Classifier):
             options = replace(options, model=first.model, tta=first.tta)
         super().refuse_early(options)
 
-    async def classify(self, image: ImageSource, options: Options) -> Classification:
-        """Returns the answer for one encoded image, as `Classifier.classify`."""
+    async def _ask(self, image: ImageSource, options: Options) -> Classification:
         found = self._combinations.get(options.model or "")
         if found is None:
-            return await super().classify(image, options)
+            return await super()._ask(image, options)
         start = time.monotonic()
         name, version = found.manifest.name, found.manifest.version
         try:
@@ -158,7 +157,7 @@ class CombiningClassifier(Classifier):
         """Returns the answer of the first stage that is sure, or of the last."""
         answers = []
         for stage in cascade.members:
-            answer = await self._ask(stage, image, options, deadline)
+            answer = await self._ask_member(stage, image, options, deadline)
             answers.append(answer)
             if is_sure(answer.predictions[0].score, stage):
                 break
@@ -182,7 +181,7 @@ class CombiningClassifier(Classifier):
     ) -> Classification:
         """Returns the weighted mean of what all members say."""
         asked = [
-            asyncio.ensure_future(self._ask(member, image, options, deadline))
+            asyncio.ensure_future(self._ask_member(member, image, options, deadline))
             for member in ensemble.members
         ]
         try:
@@ -211,12 +210,12 @@ class CombiningClassifier(Classifier):
         )
         return self._sign(ensemble, answer, ensemble.members, answers)
 
-    async def _ask(
+    async def _ask_member(
         self, member: Member, image: ImageSource, options: Options, deadline: float
     ) -> Classification:
         left_ms = (deadline - time.monotonic()) * 1000
         asked = replace(options, model=member.model, tta=member.tta, timeout_ms=left_ms)
-        return await super().classify(image, asked)
+        return await super()._ask(image, asked)
 
     def _sign(
         self,

@@ -22,6 +22,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from service.capture_metrics import CaptureMetrics
 from service.drift_metrics import DriftMetrics
 from service.exemplars import Exemplars
 from service.model_metrics import ModelMetrics
@@ -147,6 +148,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.capture = CaptureMetrics(registry)
         self.drift = DriftMetrics(registry)
         self.models = ModelMetrics(registry, self._exemplars)
         self.traffic = TrafficMetrics(registry)

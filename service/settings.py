@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service.bundle.structure import Limits
+from service.capture_settings import CaptureSettings
 from service.door_settings import DoorSettings
 
 PREFIX = "FIVECROP_"
@@ -35,7 +36,7 @@ class VariantChoice(StrEnum):
     INT8 = "int8"
 
 
-class Settings(DoorSettings):
+class Settings(CaptureSettings, DoorSettings):
     """What an operator may choose. Facts of a model are never settings: its bundle holds them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")

@@ -26,6 +26,7 @@ from service.errors import RequestError
 from training.config import DataRecipe
 from training.data_formats import (
     Found,
+    check_labelled,
     encode_png,
     groups_by_pattern,
     read_cifar,
@@ -180,6 +181,7 @@ def load_parquet(path: Path, class_names: tuple[str, ...], *, split: str) -> Dat
     """Read columns `image {bytes}` and `label`, the layout of the Hugging Face hub."""
     try:
         table = pq.read_table(path, columns=["image", "label"])
+        check_labelled(path, table)
         encoded = table.column("image").combine_chunks().field("bytes")
         labels = table.column("label").to_numpy().astype(np.int64, casting="safe")
     except FileNotFoundError:

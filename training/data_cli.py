@@ -72,3 +72,52 @@ def check(recipe: Path, overrides: tuple[str, ...], report: Path | None, is_json
     )
     if is_bad:
         click.get_current_context().exit(1)
+
+
+@data.command()
+@click.argument("captured", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+def unpack(captured: Path, out: Path) -> None:
+    """Write the images that a server captured to OUT/CLASS/, for a person to look at.
+
+    CAPTURED is a folder NAME@VERSION, or one part file of it. An image lies where the model put it:
+    move those that it got wrong, delete what is of no use, then `fivecrop data label`.
+    """
+    from training.captured import unpack
+
+    click.echo(f"{unpack(captured, out):,} images in {out}")
+
+
+@data.command()
+@click.argument("captured", type=click.Path(path_type=Path))
+@click.argument("labels", required=False, type=click.Path(path_type=Path))
+@click.option("--predicted", "is_predicted", is_flag=True, help="Believe the model instead.")
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="With --predicted: of images that it was less sure of, believe nothing.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="As new.parquet."
+)
+def label(
+    captured: Path, labels: Path | None, is_predicted: bool, min_score: float, out: Path
+) -> None:
+    """Write the images that a server captured with labels, as Parquet to train on.
+
+    LABELS is the folder of `fivecrop data unpack`, looked through by a person, or a CSV with the
+    columns `file` and `label`. Images without a label are left out.
+    """
+    from training.captured import label_as_predicted, label_by_folder, label_by_table
+
+    if (labels is None) != is_predicted:
+        raise click.UsageError("give either LABELS or --predicted")
+    if labels is None:
+        done = label_as_predicted(captured, min_score, out)
+    else:
+        read = label_by_table if labels.suffix == ".csv" else label_by_folder
+        done = read(captured, labels, out)
+    missing = f", {done.missing:,} labels are of no captured image" if done.missing else ""
+    click.echo(f"{done.images:,} images in {out}, {done.left_out:,} without a label{missing}")

@@ -72,6 +72,7 @@ def read_shards(urls: Sequence[str]) -> Found:
                     parquet = pq.ParquetFile(file)
                     for group in range(parquet.num_row_groups):
                         table = parquet.read_row_group(group, columns=["label"])
+                        check_labelled(one.full_name, table)
                         labels.append(table.column("label").to_numpy().astype(np.int64))
                         blocks.append(np.full(len(table), len(blocks)))
                         cells += [
@@ -83,6 +84,15 @@ def read_shards(urls: Sequence[str]) -> Found:
                 problem = f"needs columns image {{bytes}} and label: {error}"
                 raise TrainingError(f"{one.full_name}: {problem}") from error
     return Found(images=cells, labels=np.concatenate(labels), blocks=np.concatenate(blocks))
+
+
+def check_labelled(name: object, table: Any) -> None:
+    """Raise TrainingError when an image of a Parquet table has no label, as what servers keep."""
+    if count := table.column("label").null_count:
+        raise TrainingError(
+            f"{name}: {count} of {len(table)} images have no label; `fivecrop data label` gives "
+            "those that a server captured one"
+        )
 
 
 def read_webdataset(path: Path, suffixes: frozenset[str]) -> Found:

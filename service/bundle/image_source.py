@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,6 +83,14 @@ def digest_source(source: ImageSource) -> bytes:
         content = source.to_array().data
     form = f"{type(source).__name__} {source.width} {source.height} ".encode()
     return hashlib.sha256(form + content).digest()
+
+
+def encode_pixels(image: PixelImage) -> bytes:
+    """Returns the image as a PNG, which loses nothing."""
+    pixels = np.frombuffer(image.content, np.uint8).reshape(image.height, image.width, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def prepare_source(

@@ -105,3 +105,27 @@ def test_folder_of_the_server_goes_with_it(start_server, end_in_order):
     code, _ = end_in_order(server)
     assert code == 0
     assert not Path(folder).exists()
+
+
+def test_workers_capture_into_one_folder_and_write_the_rest_at_their_end(
+    start_server, image, end_in_order, wait_until, tmp_path
+):
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "captured"
+    server = start_server(
+        workers=2, drain_s=0, capture_folder=folder, capture_share=1, capture_part_s=1
+    ).wait_ready()
+    ids = [f"request-{number}" for number in range(40)]
+    for name in ids:
+        server.classify(image, {"x-request-id": name})
+    wait_until(
+        lambda: server.metric("fivecrop_capture_images_total", result="written") == 40, "written"
+    )
+    assert server.metric("fivecrop_capture_bytes") > 0
+    server.classify(image, {"x-request-id": "last"})
+    assert end_in_order(server)[0] == 0
+    parts = list(folder.glob("digits-linear@1/*.parquet"))
+    assert len(parts) >= 3
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    assert sorted(row["request_id"] for row in rows) == sorted([*ids, "last"])

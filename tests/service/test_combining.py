@@ -8,6 +8,7 @@ import shutil
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from service.bundle.combination import (
@@ -238,3 +239,16 @@ async def test_both_edges_say_which_members_ran(
     assert over_http["members"] == ran
     assert [one["tta"] for one in ran] == ["none", "hflip"]
     assert (described["kind"], described["members"]) == ("cascade", [BUNDLE, BUNDLE])
+
+
+async def test_an_image_is_captured_once_for_the_combination_that_answered(
+    repository, build, image, member, tmp_path
+):
+    publish_ensemble(repository, member(), member(tta="ten_crop"))
+    classifier = build(capture_folder=tmp_path / "captured", capture_share=1.0)
+    await classifier.classify(image, Options(model="both"))
+    await classifier.classify(image, Options(model=BUNDLE))
+    await classifier.close()
+    parts = sorted((tmp_path / "captured").glob("*/*.parquet"))
+    assert [path.parent.name for path in parts] == ["both@1", BUNDLE]
+    assert [pq.read_table(path).num_rows for path in parts] == [1, 1]
