@@ -240,3 +240,23 @@ def pytest_generate_tests(metafunc):
     """Runs a test that asks for `hostile_image` with each of them."""
     if "hostile_image" in metafunc.fixturenames:
         metafunc.parametrize("hostile_image", list(_HOSTILE_IMAGES.HOSTILE_IMAGES), indirect=True)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """The file system of an empty local S3, which the environment points at."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    yield files
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

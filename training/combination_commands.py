@@ -12,7 +12,6 @@ from training.cli import ANY_PATH, TTA, repository_option, show_progress
 if TYPE_CHECKING:
     from service.bundle.manifest import TtaPolicy
     from training.combining import Candidate
-    from training.data import Dataset
 
 _MEMBER = "NAME@VERSION[:TTA]"
 
@@ -43,9 +42,10 @@ def make_ensemble(
     Each is a bundle of the repository, with the views it is shown: resnet50@1:ten_crop.
     """
     from training.combining import make_ensemble as make
+    from training.images import choose_images
 
     candidates = [find_candidate(member, repository) for member in members]
-    dataset = _load(data, candidates[0])
+    dataset = choose_images(data, candidates[0].bundle.manifest)
     with show_progress(len(dataset) * len(candidates)) as on_progress:
         folder = make(
             candidates,
@@ -89,9 +89,10 @@ def tune_cascade(
     same bundle with more views: small@1 small@1:ten_crop.
     """
     from training.combining import tune_cascade as tune
+    from training.images import choose_images
 
     candidates = find_candidate(first, repository), find_candidate(last, repository)
-    dataset = _load(data, candidates[0])
+    dataset = choose_images(data, candidates[0].bundle.manifest)
     with show_progress(2 * len(dataset)) as on_progress:
         folder = tune(
             *candidates,
@@ -124,13 +125,6 @@ def find_candidate(member: str, repository: Path) -> Candidate:
     bundle = read_bundle(resolve(repository, reference))
     verify_files(bundle)
     return Candidate(bundle=bundle, tta=cast("TtaPolicy", tta))
-
-
-def _load(data: Path | None, candidate: Candidate) -> Dataset:
-    from training.images import load_images, validation_images
-
-    manifest = candidate.bundle.manifest
-    return validation_images(manifest) if data is None else load_images(data, manifest.labels)
 
 
 def _read_weights(text: str) -> list[float]:

@@ -32,9 +32,8 @@ from service.bundle.manifest import TtaPolicy
 from service.bundle.repository import Bundle
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import check_labelled, score_images
+from training.evaluate import check_labelled, open_bundle, score_images
 from training.scores import wilson_interval
-from training.session import open_session
 
 _SEED: Final = 0
 
@@ -250,10 +249,7 @@ def score(candidate: Candidate, dataset: Dataset, on_progress: Progress | None =
         TrainingError: It has no fp32 variant, or an image is refused.
     """
     bundle = candidate.bundle
-    variant = bundle.variant("fp32")
-    if variant is None:
-        raise TrainingError(f"{bundle.reference} has no fp32 variant")
-    session = open_session(bundle.folder / variant.file)
+    session = open_bundle(bundle)
     start = time.process_time()
     answers = score_images(
         session, dataset, bundle.manifest.preprocess, tta=candidate.tta, on_progress=on_progress

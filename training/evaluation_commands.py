@@ -13,8 +13,7 @@ from training.cli import ANY_PATH, TTA, repository_option, show_progress
 from training.combination_commands import find_candidate
 
 if TYPE_CHECKING:
-    from service.bundle.manifest import Manifest, TtaPolicy
-    from training.data import Dataset
+    from service.bundle.manifest import TtaPolicy
     from training.studies import StudyName
 
 _STUDIES = ("tta", "size", "rotation", "shift", "flip", "corruption")
@@ -79,18 +78,15 @@ def evaluate(
     is_json: bool,
 ) -> None:
     """Measure BUNDLE (a folder, or NAME[@VERSION] of the repository) through the served path."""
-    from service.bundle.repository import read_bundle, resolve, verify_files
+    from service.bundle.repository import find_bundle, verify_files
+    from training.images import choose_images
     from training.measurement import Request, count_images, measure, write_measurement
     from training.report import format_evaluation, format_study
     from training.studies import STUDIES
 
-    folder = Path(bundle)
-    if not (folder / "bundle.json").is_file():
-        folder = resolve(repository, bundle)
-    # Its parent names are part of what is checked, so "." has to become a real path.
-    found = read_bundle(folder.resolve())
+    found = find_bundle(repository, bundle)
     verify_files(found)
-    images = _load(data, found.manifest)
+    images = choose_images(data, found.manifest)
     request = Request(
         images=limit,
         precision=variant,
@@ -132,10 +128,10 @@ def compare_bundles(
     """
     from training.comparison import compare, format_comparison
     from training.evaluate import check_labelled, open_bundle, score_images
-    from training.images import match_classes, sample_places
+    from training.images import choose_images, match_classes, sample_places
 
     members = [find_candidate(one, repository) for one in (first, second)]
-    images = _load(data, members[0].bundle.manifest)
+    images = choose_images(data, members[0].bundle.manifest)
     images = images.subset(sample_places(images, limit))
     check_labelled(images)
     hits = []
@@ -155,9 +151,3 @@ def compare_bundles(
         click.echo(json.dumps({**document, **dataclasses.asdict(found)}))
     else:
         click.echo(format_comparison(found, names[0], names[1]))
-
-
-def _load(data: Path | None, manifest: Manifest) -> Dataset:
-    from training.images import load_images, validation_images
-
-    return validation_images(manifest) if data is None else load_images(data, manifest.labels)

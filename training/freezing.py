@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from training.batch_norms import batch_norms
 from training.config import TrainRecipe
 from training.errors import TrainingError
 
@@ -21,9 +22,8 @@ def freeze(net: nn.Module, recipe: TrainRecipe, *, epochs: float) -> None:
         is_resting = epochs < recipe.unfreeze_after_epochs[name]
         for parameter in module.parameters():
             parameter.requires_grad_(not is_resting)
-        for one in module.modules():
-            if isinstance(one, nn.modules.batchnorm._BatchNorm):
-                one.train(net.training and not (is_resting and recipe.frozen_norm == "eval"))
+        for norm in batch_norms(module):
+            norm.train(net.training and not (is_resting and recipe.frozen_norm == "eval"))
     for name, limit in recipe.freeze_after_epochs.items():
         try:
             parameter = net.get_parameter(name)

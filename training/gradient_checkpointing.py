@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from training.batch_norms import keep_batch_statistics
 from training.errors import TrainingError
 
 
@@ -55,19 +56,5 @@ def _forward(chain: nn.Sequential, parts: list[nn.Sequential], images: Tensor) -
 
 
 def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _unchanged_statistics(part)
-
-
-@contextmanager
-def _unchanged_statistics(part: nn.Module) -> Iterator[None]:
-    """Keep batch normalisation from counting the batch a second time."""
-    norms = [one for one in part.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        copies = {key: None if one is None else one.clone() for key, one in buffers.items()}
-        norm._buffers.update(copies)
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+    # Batch normalisation must not count the batch a second time.
+    return nullcontext(), keep_batch_statistics(part)

@@ -52,6 +52,15 @@ def load_images(path: Path, labels: Sequence[Label]) -> Dataset:
     )
 
 
+def choose_images(path: Path | None, manifest: Manifest) -> Dataset:
+    """Returns the images at `path`, or without one those that a bundle was validated on.
+
+    Raises:
+        TrainingError: As `load_images` or `validation_images`.
+    """
+    return validation_images(manifest) if path is None else load_images(path, manifest.labels)
+
+
 def validation_images(manifest: Manifest) -> Dataset:
     """Returns the images that a bundle of ours was validated on, by the recipe in its manifest.
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from service.bundle.manifest import Label
+from training.batch_norms import batch_norms
 from training.bundle_writer import BundleFacts
 from training.checkpoint import load_weights
 from training.config import InputRecipe
@@ -122,7 +123,7 @@ def randomise(network: nn.Module, input_recipe: InputRecipe, images: Dataset) ->
     views = [image_views(images, index, input_recipe.preprocess) for index in range(len(images))]
     graph = ServedGraph(network.eval(), input_recipe.normalisation)
     batch = torch.from_numpy(np.concatenate(views))
-    norms = [one for one in network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(network)
     with torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()

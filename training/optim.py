@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from training.batch_norms import batch_norms
 from training.config import OptimRecipe
 
 
@@ -130,11 +131,7 @@ def _sort_parameters(
     recipe: OptimRecipe, net: nn.Module
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Return the biases of batch normalisation, the decayed parameters, the undecayed ones."""
-    own_norm_biases = {
-        id(module.bias)
-        for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    own_norm_biases = {id(norm.bias) for norm in batch_norms(net)}
     norm_biases, decayed, undecayed = [], [], []
     for parameter in net.parameters():
         if not parameter.requires_grad:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.batch_norms import batch_norms, keep_batch_statistics
+
 _LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
@@ -93,17 +95,12 @@ def _record(seen: dict[str, LayerProbe], name: str) -> Any:
 @contextmanager
 def _batch_statistics(net: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
-    norms = [one for one in modes if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
     net.eval()
-    for norm, buffers in zip(norms, kept, strict=True):
+    for norm in batch_norms(net):
         norm.train()
-        copies = {key: None if one is None else one.clone() for key, one in buffers.items()}
-        norm._buffers.update(copies)
     try:
-        yield
+        with keep_batch_statistics(net):
+            yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
         for module, is_training in modes.items():
             module.training = is_training

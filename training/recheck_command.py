@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from service.bundle.repository import read_bundle, resolve
+from service.bundle.repository import find_bundle
 from training.cli import show_progress
 from training.errors import TrainingError
-from training.images import load_images, validation_images
+from training.images import choose_images
 from training.recheck import Check, recheck
 
 
@@ -21,14 +21,11 @@ def check_bundle(reference: str, repository: Path, data: Path | None, *, is_json
         BundleError: There is no such bundle, or a file of it is not the one that was published.
         TrainingError: `data` cannot be read.
     """
-    folder = Path(reference)
-    if not (folder / "bundle.json").is_file():
-        folder = resolve(repository, reference)
-    bundle = read_bundle(folder.resolve())
+    bundle = find_bundle(repository, reference)
     manifest = bundle.manifest
     why_not = ""
     try:
-        images = validation_images(manifest) if data is None else load_images(data, manifest.labels)
+        images = choose_images(data, manifest)
     except TrainingError as error:
         if data is not None:
             raise

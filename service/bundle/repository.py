@@ -92,6 +92,19 @@ def resolve(repository: Path, reference: str) -> Path:
     return repository / name / version
 
 
+def find_bundle(repository: Path, reference: str) -> Bundle:
+    """Returns the bundle in the folder `reference`, or NAME[@VERSION] of the repository.
+
+    Raises:
+        BundleError: There is none, or its manifest is not right.
+    """
+    folder = Path(reference)
+    if not (folder / MANIFEST_FILE).is_file():
+        folder = resolve(repository, reference)
+    # Its parent names are part of what is checked, so "." has to become a real path.
+    return read_bundle(folder.resolve())
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Returns the bundle in `folder` after parsing and cross-checking its manifest.
 

@@ -19,24 +19,10 @@ IMAGES = sorted((ROOT / "exported_models/cifar10-airbench/1/golden").glob("*.jpe
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket(s3):
     """The file system of a local S3 with an empty bucket `photos`."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem(use_listings_cache=False)
-    files.mkdir("photos")
-    yield files
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    s3.mkdir("photos")
+    return s3
 
 
 def test_the_commands_about_buckets_score_a_folder_and_shards(bucket, tmp_path):

@@ -25,7 +25,7 @@ from service.bundle.decision import Verdict
 from service.bundle.manifest import Decision, Manifest
 from service.bundle.postprocess import Prediction
 from service.bundle.repository import Bundle
-from service.classifier import Classification, Classifier, ModelDescription, Timings
+from service.classifier import Classification, Classifier, ModelDescription, Options, Timings
 from service.errors import ErrorCode, RequestError
 from service.grpc_api import GrpcServer
 from service.http_api import build_http_app
@@ -359,3 +359,16 @@ async def make_tiny_model(metrics):
     for model in made:
         model.gate.set()
         await model.classifier.close()
+
+
+@pytest.fixture
+def ask(growing_repository):
+    """Returns `ask(classifier, reference)`: the version that answers, whose scores it must be."""
+
+    async def ask(classifier, reference=None):
+        options = Options(model=reference, top_k=1)
+        answer = await classifier.classify(growing_repository.image, options)
+        assert answer.predictions[0].index == growing_repository.expected_class(answer.version)
+        return answer.version
+
+    return ask

@@ -50,33 +50,19 @@ def web(growing_repository):
 
 
 @pytest.fixture
-def bucket(monkeypatch, growing_repository):
+def bucket(s3, growing_repository):
     """Returns `upload(version)`; the bucket is `s3://models/live` of a local server."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem(use_listings_cache=False)
-    files.mkdir("models")
+    s3.mkdir("models")
 
     def upload(version):
         folder = growing_repository.folder / NAME / str(version)
         for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
             if path.is_file():
                 target = f"models/live/{path.relative_to(growing_repository.folder)}"
-                files.put_file(str(path), target)
+                s3.put_file(str(path), target)
 
     upload(1)
-    yield upload
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    return upload
 
 
 @pytest.fixture

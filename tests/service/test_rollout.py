@@ -35,19 +35,6 @@ async def start(growing_repository, metrics):
         await classifier.close()
 
 
-@pytest.fixture
-def ask(growing_repository):
-    """Returns `ask(classifier, reference)`: the version that answers, whose scores it must be."""
-
-    async def ask(classifier, reference=None):
-        options = Options(model=reference, top_k=1)
-        answer = await classifier.classify(growing_repository.image, options)
-        assert answer.predictions[0].index == growing_repository.expected_class(answer.version)
-        return answer.version
-
-    return ask
-
-
 async def refusal(awaitable):
     with pytest.raises(RequestError) as refused:
         await awaitable

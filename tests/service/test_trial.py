@@ -40,17 +40,6 @@ async def start(growing_repository, metrics):
         await classifier.close()
 
 
-@pytest.fixture
-def ask(growing_repository):
-    async def ask(classifier, reference=None):
-        options = Options(model=reference, top_k=1)
-        answer = await classifier.classify(growing_repository.image, options)
-        assert answer.predictions[0].index == growing_repository.expected_class(answer.version)
-        return answer.version
-
-    return ask
-
-
 async def ask_as(key, ask, *given):
     """`ask` with a sticky key, as the edges set it."""
     token = STICKY_KEY.set(key)
