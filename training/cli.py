@@ -122,11 +122,11 @@ def probe(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
     from training.config import load_recipe
     from training.hardware import choose_device
     from training.probe import describe_probe, probe_to_dict
-    from training.train import open_session
+    from training.trainer_setup import build_trainer
 
     resolved = load_recipe(recipe, (*overrides, "train.is_feature_cache_on=false"))
     with tempfile.TemporaryDirectory() as folder:
-        layers = open_session(resolved, Path(folder), choose_device("cpu")).probed_layers()
+        layers = build_trainer(resolved, Path(folder), choose_device("cpu")).probed_layers()
     click.echo(json.dumps(probe_to_dict(layers)) if is_json else describe_probe(layers))
 
 

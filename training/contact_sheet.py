@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from training.config import Recipe
 from training.data import decode_views, load_splits
 from training.errors import TrainingError
+from training.loaders import build_loader
 from training.mixing import Mixing
-from training.train import build_loader
 
 
 def draw_sheet(recipe: Recipe, path: Path, *, images: int = 8, looks: int = 8) -> None:

@@ -51,6 +51,9 @@ class Team:
         return [float(one) for one in total]
 
 
+ALONE = Team()
+
+
 @contextmanager
 def join_team(device: str) -> Iterator[Team]:
     """Join the processes that torchrun started, for as long as the block lasts; alone without it.
@@ -59,7 +62,7 @@ def join_team(device: str) -> Iterator[Team]:
         TrainingError: the processes do not find each other.
     """
     if not dist.is_torchelastic_launched():
-        yield Team()
+        yield ALONE
         return
     is_gpu = device != "cpu" and torch.cuda.is_available()
     try:

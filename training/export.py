@@ -24,7 +24,7 @@ from training.labels import read_hierarchy
 from training.parity import finite_expectation
 from training.provenance import describe_provenance
 from training.quantize import quantize
-from training.train import load_run
+from training.trained_run import load_run
 
 _BATCH_IMAGES = 64
 

@@ -14,7 +14,8 @@ from training.config import Recipe
 from training.errors import TrainingError
 from training.hardware import choose_device, cpu_threads
 from training.loading import Batch, Loader
-from training.train import DivergedError, Session, open_session
+from training.trainer import DivergedError, Trainer
+from training.trainer_setup import build_trainer
 
 # Losses are noisy: of the running mean, this share is what was.
 _SMOOTHING = 0.9
@@ -55,17 +56,17 @@ def find_lr(
         TrainingError: the data or the network do not fit the recipe, or the loss never fell.
     """
     with cpu_threads(recipe.train.cpu_threads), tempfile.TemporaryDirectory() as folder:
-        session = _Sweep.of(open_session(recipe, Path(folder), choose_device(device)))
+        trainer = _Sweep.of(build_trainer(recipe, Path(folder), choose_device(device)))
         growth = (highest / lowest) ** (1 / max(1, steps - 1))
-        session.net.train()
+        trainer.net.train()
         lrs: list[float] = []
         losses: list[float] = []
         smoothed: list[float] = []
         mean = 0.0
-        for step, (views, labels) in enumerate(itertools.islice(_endless(session.loader), steps)):
-            session.factor = lowest * growth**step / recipe.optim.lr
+        for step, (views, labels) in enumerate(itertools.islice(_endless(trainer.loader), steps)):
+            trainer.factor = lowest * growth**step / recipe.optim.lr
             try:
-                loss, _ = session.train_step(views.to(session.target), labels.to(session.target))
+                loss, _ = trainer.train_step(views.to(trainer.target), labels.to(trainer.target))
             except DivergedError:
                 break
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
@@ -96,15 +97,15 @@ def plot_sweep(sweep: LrSweep, path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=110, format="png")
 
 
-class _Sweep(Session):
-    """A session whose learning rate is set from outside."""
+class _Sweep(Trainer):
+    """A trainer whose learning rate is set from outside."""
 
     factor: float = 0.0
 
     @classmethod
-    def of(cls, session: Session) -> _Sweep:
-        """Return the session with nothing else changed."""
-        return cls(**{name: getattr(session, name) for name in Session.__dataclass_fields__})
+    def of(cls, trainer: Trainer) -> _Sweep:
+        """Return the trainer with nothing else changed."""
+        return cls(**{name: getattr(trainer, name) for name in Trainer.__dataclass_fields__})
 
     def lr_factor_at(self, step: int) -> float:  # noqa: ARG002
         """Return what was set, whatever the step."""

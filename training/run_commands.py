@@ -140,23 +140,22 @@ def report(source: str, repository: Path, folders: tuple[Path, ...], out: Path) 
 
     It needs no other file and no network, and reads on a phone.
     """
-    from service.bundle.repository import read_bundle, resolve
+    from service.bundle.repository import find_bundle
     from training.html_report import write_html_report
 
     folder = Path(source)
     if (folder / "history.jsonl").is_file():
         write_html_report(out, run_dir=folder, manifest=None, folders=folders)
     else:
-        if not (folder / "bundle.json").is_file():
-            folder = resolve(repository, source)
-        bundle = read_bundle(folder.resolve())
-        own = [folder / "report"] if (folder / "report").is_dir() and not folders else []
+        bundle = find_bundle(repository, source)
+        report = bundle.folder / "report"
+        own = [report] if report.is_dir() and not folders else []
         write_html_report(out, run_dir=None, manifest=bundle.manifest, folders=[*own, *folders])
     click.echo(str(out))
 
 
 def _read_run(run_dir: Path, checkpoint: Literal["last", "best"]) -> Subject:
-    from training.train import load_run
+    from training.trained_run import load_run
     from training.visualise import Subject
 
     run = load_run(run_dir, checkpoint=checkpoint)

@@ -179,16 +179,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(folder, monkeypatch):
 
 
 def test_an_interrupted_run_says_how_to_go_on(folder, monkeypatch):
-    import training.train
+    import training.trainer
 
-    original = training.train.Session.train_step
+    original = training.trainer.Trainer.train_step
 
     def interrupt(self, views, labels):
         if self.step == 5:
             raise KeyboardInterrupt
         return original(self, views, labels)
 
-    monkeypatch.setattr(training.train.Session, "train_step", interrupt)
+    monkeypatch.setattr(training.trainer.Trainer, "train_step", interrupt)
     told = refused(train(folder, "train.epochs=3"))
     assert "interrupted at step 5; --resume goes on" in told
     monkeypatch.undo()

@@ -10,7 +10,8 @@ from training.checkpoint import load_weights
 from training.config import load_recipe
 from training.curves import read_history
 from training.errors import TrainingError
-from training.train import load_run, train
+from training.train import train
+from training.trained_run import load_run
 
 DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
 SHORT = (

@@ -9,7 +9,8 @@ from training.config import recipe_from_dict
 from training.data import decode_views, load_folder
 from training.errors import TrainingError
 from training.streaming import StreamedViews, StreamLoader
-from training.train import load_run, train
+from training.train import train
+from training.trained_run import load_run
 
 CROP = 24
 

@@ -12,7 +12,9 @@ from training.data import decode_views, load_splits
 from training.errors import TrainingError
 from training.loading import split_views
 from training.models.normalise import Normalise
-from training.train import default_run_dir, evaluate_views, load_run, train
+from training.train import default_run_dir, train
+from training.trained_run import load_run
+from training.validation import evaluate_views
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SHORT = (
@@ -162,6 +164,17 @@ def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path):
         run(digits_recipe(), tmp_path / "run", on_step=kill_at(6))
     (tmp_path / "run" / "resume.pt").write_bytes(b"cut short")
     with pytest.raises(TrainingError, match=r"resume\.pt: no checkpoint"):
+        run(digits_recipe(), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_told_in_one_line(tmp_path):
+    with pytest.raises(KilledError):
+        run(digits_recipe(), tmp_path / "run", on_step=kill_at(6))
+    path = tmp_path / "run" / "resume.pt"
+    state = torch.load(path, weights_only=True)
+    del state["scaler"]
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"resume\.pt: written by another version.*scaler"):
         run(digits_recipe(), tmp_path / "run", resume=True)
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import training.train
+import training.trainer_setup
 from training.checkpoint import load_weights
 from training.config import load_recipe
 from training.curves import read_history
 from training.errors import TrainingError
-from training.train import shrink, side_at, train
+from training.progressive_resizing import shrink, side_at
+from training.train import train
 
 DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
 SHORT = ("train.epochs=0.4", "train.batch_size=128", "train.cpu_threads=1", "train.precision=fp32")
@@ -43,8 +44,8 @@ def seen_batches(monkeypatch):
         shapes.append(tuple(images.shape))
         return logits_for_training(net, images)
 
-    logits_for_training = training.train.logits_for_training
-    monkeypatch.setattr(training.train, "logits_for_training", record)
+    logits_for_training = training.trainer_setup.logits_for_training
+    monkeypatch.setattr(training.trainer_setup, "logits_for_training", record)
     return shapes
 
 
@@ -125,7 +126,7 @@ def test_imbalanced_data_are_recalled_better(tmp_path):
 
 def rare_recall(folder, imbalance):
     images = folder / "images"
-    digits = training.train.load_splits(digits_recipe().data)
+    digits = training.trainer_setup.load_splits(digits_recipe().data)
     counts = dict.fromkeys(range(10), 0)
     for index, label in enumerate(digits.train.labels.tolist()):
         counts[label] += 1
