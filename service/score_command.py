@@ -26,6 +26,13 @@ from service.score.storage import is_url, tell
 from service.score.transport import Connect
 from service.settings import CLIENT_KEY, VariantChoice
 
+# What is at work when a stop is asked for is finished within less, unless something hangs.
+_STOP_WITHIN_S = 4.0
+
+
+class _TookTooLong(KeyboardInterrupt):
+    """The job was asked to stop, and something in it hangs."""
+
 
 class _ScoreGroup(click.Group):
     """A group whose command need not be named: `score PHOTOS` is `score run PHOTOS`."""
@@ -127,6 +134,9 @@ def run(
         except JobFailed as error:
             click.echo(f"fivecrop: error: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
+        except _TookTooLong:
+            click.echo("stopped before a part was done; --resume goes on, if any was", err=True)
+            ctx.exit(128 + (should_stop() or signal.SIGTERM))
         display.conclude(summary)
         number = should_stop()
     if summary.state == "stopped":
@@ -214,20 +224,28 @@ def _find_transport(options: ScoreOptions) -> Connect:
 def _stoppable() -> Iterator[Callable[[], int | None]]:
     """Gives a function that returns the signal which asked to stop, if one did.
 
-    A second signal finds the handlers of before, so that it ends the program at once.
+    Who does not ask it for too long, because a listing or a store hangs, is interrupted. A second
+    signal finds the handlers of before, so that it ends the program at once.
     """
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         restore()
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _STOP_WITHIN_S)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise _TookTooLong
 
     def restore() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in before:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     try:
         yield lambda: received[0] if received else None

@@ -209,6 +209,9 @@ class _Job:
             progress.committed = progress.done
             if state == "done" and self._is_hopeless(progress, at_end=True):
                 state = "failed"
+        except KeyboardInterrupt:
+            state = "stopped"
+            raise
         finally:
             if progress.committed < progress.done:
                 progress.counts = dataset.count_done()

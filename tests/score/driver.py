@@ -1,17 +1,21 @@
 """A job as a program of its own, for tests that kill it; `COUNT_FILE` gets a byte an image scored.
 
-With NAIVE in the environment files are written as most people write them, in place.
+With variables in the environment it lacks what makes it safe, as a control: NAIVE writes files in
+place, as most people do; UNLOCKED takes no lock; DEAF has no handlers of signals; PATIENT waits for
+ever when it is stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 
+from service import score_command
 from service.cli import main
-from service.score import folder, pool
+from service.score import folder, lock, pool
 
 WORKER = """
 import os
@@ -38,4 +42,10 @@ if __name__ == "__main__":
         pool.COMMAND = (sys.executable, "-c", WORKER)
     if "NAIVE" in os.environ:
         folder.LocalFolder.write = write_in_place
+    if "UNLOCKED" in os.environ:
+        lock.Lock.acquire = lambda _: None
+    if "DEAF" in os.environ:
+        score_command._stoppable = lambda: contextlib.nullcontext(lambda: None)
+    if "PATIENT" in os.environ:
+        score_command._STOP_WITHIN_S = 3600.0
     main(["score", *sys.argv[1:]])

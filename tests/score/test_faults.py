@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import fsspec
 import pytest
@@ -144,6 +146,49 @@ def test_remote_reads_are_tried_again_with_growing_pauses(flaky):
 def test_a_remote_read_that_never_works_is_unreadable(flaky):
     assert flaky(99)[:2] == ("unreadable", 4)
     assert flaky(0, "absent.png") == ("not_found", 1, [])
+
+
+@pytest.mark.parametrize("attempts", [4, 1], ids=["ours", "control"])
+def test_a_job_over_a_flaky_store_loses_only_what_never_comes(
+    flaky, score, tmp_path, picture, read_rows, monkeypatch, attempts
+):
+    asked = Counter()
+
+    def fail_twice(self, path, start=None, end=None, **kwargs):
+        asked[path] += 1
+        if asked[path] <= 2 or path.endswith("gone.png"):
+            raise ConnectionResetError("reset by peer")
+        return picture(len(path))
+
+    monkeypatch.setattr(FlakyStore, "cat_file", fail_twice)
+    monkeypatch.setattr("service.score.storage._ATTEMPTS", attempts)
+    names = ["a.png", "b.png", "gone.png", "c.png"]
+    (tmp_path / "list.txt").write_text("".join(f"flaky://{name}\n" for name in names))
+    assert score(tmp_path / "list.txt", max_error_rate=1).state == "done"
+    lost = "unreadable"
+    expected = [None, None, lost, None] if attempts == 4 else [lost] * 4
+    assert [row["error_code"] for row in read_rows()] == expected
+
+
+def test_a_full_disk_ends_the_job_and_with_more_room_it_goes_on(
+    score, photos, read_rows, tmp_path, monkeypatch
+):
+    sync, room = os.fsync, [None] * 4
+
+    def fill_disk(number):
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room.pop()
+        sync(number)
+
+    monkeypatch.setattr("service.score.folder.os.fsync", fill_disk)
+    with pytest.raises(JobFailed, match=r"No space left on device; .* go on with --resume"):
+        score(photos, part_rows=5)
+    assert len(read_rows()) == 15  # three parts; the manifest was the first file
+    assert not list((tmp_path / "scores").glob(".*"))
+    monkeypatch.undo()
+    assert score(photos, resume=True).progress.resumed == 15
+    assert [row["id"] for row in read_rows()] == list(range(60))
 
 
 def test_a_bundle_that_is_replaced_during_a_job_changes_nothing(

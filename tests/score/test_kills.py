@@ -148,6 +148,56 @@ def test_a_signal_stops_the_job_at_a_part_and_tells_how_to_go_on(
     assert not (out / "_lock.json").exists()
 
 
+def test_without_handlers_a_signal_loses_what_was_not_written(start, make_table, tmp_path):
+    """The control."""
+    process = start(make_table(100_000), tmp_path / "out", "--part-seconds=0.2", DEAF="1")
+    wait_for_parts(process, tmp_path / "out", 1)
+    process.terminate()
+    _, told = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == -signal.SIGTERM
+    assert "--resume" not in told.decode()
+    assert (tmp_path / "out/_lock.json").exists()
+
+
+@pytest.mark.parametrize("environment", [{}, {"PATIENT": "1"}], ids=["ours", "control"])
+def test_a_job_whose_input_hangs_stops_in_time(start, tmp_path, environment):
+    listed = tmp_path / "list.txt"
+    os.mkfifo(listed)
+    process = start(listed, tmp_path / "out", **environment)
+    writer = os.open(listed, os.O_WRONLY)  # returns when the job reads
+    asked = time.monotonic()
+    process.terminate()
+    if environment:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=8)
+        os.close(writer)
+        return
+    _, told = process.communicate(timeout=LIMIT_S)
+    os.close(writer)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped before" in told.decode()
+    assert told.decode().count("\n") == 1
+
+
+@pytest.mark.parametrize("environment", [{}, {"UNLOCKED": "1"}], ids=["ours", "control"])
+def test_a_second_job_into_the_same_output_is_refused(start, make_table, tmp_path, environment):
+    table, out = make_table(60_000), tmp_path / "out"
+    first = start(table, out, "--workers=1", "--part-seconds=0.2", **environment)
+    wait_for_parts(first, out, 1)
+    second = start(table, out, "--workers=1", "--part-seconds=0.2", "--resume", **environment)
+    _, told = second.communicate(timeout=LIMIT_S)
+    _, first_told = first.communicate(timeout=LIMIT_S)
+    counts = Counter(ids_of(out))
+    is_well = first.returncode == 0 and counts == Counter(range(60_000))
+    if environment:
+        assert not is_well  # what the lock is for: rows twice, or files taken from each other
+        return
+    assert is_well, first_told
+    assert second.returncode == 2
+    assert f"is being written by process {first.pid} on " in told.decode()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte; `grow()` gives it more."""
@@ -177,6 +227,48 @@ def test_a_full_disk_ends_the_job_and_with_more_room_it_goes_on(start, make_tabl
     process = start(table, disk / "out", *options, "--resume")
     assert process.wait(LIMIT_S) == 0
     assert sorted(ids_of(disk / "out")) == list(range(20_000))
+
+
+def test_files_written_in_place_do_not_survive_a_full_disk(start, make_table, small_disk):
+    """The control."""
+    disk, grow = small_disk
+    table = make_table(20_000)
+    options = ("--workers=1", "--probabilities", "--embedding", "--part-rows=500")
+    assert start(table, disk / "out", *options, NAIVE="1").wait(LIMIT_S) != 0
+    grow()
+    process = start(table, disk / "out", *options, "--resume")
+    _, told = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2
+    assert "part-" in told.decode() or "_manifest.json" in told.decode()
+
+
+LOOP = (sys.executable, "-m", "benchmarks.peers.dataloader_loop")
+
+
+@pytest.mark.parametrize("fault", [None, "vanished", "corrupt"])
+def test_the_loop_that_people_write_loses_everything_to_one_bad_image(
+    tmp_path, picture, tiny_bundle_repository, fault
+):
+    """The control of error rows: what ours makes of these is in test_faults and test_job."""
+    names = [tmp_path / f"{index}.png" for index in range(4)]
+    for index, name in enumerate(names):
+        name.write_bytes(picture(index))
+    if fault == "vanished":
+        names[2].unlink()
+    elif fault == "corrupt":
+        names[2].write_bytes(names[2].read_bytes()[:200])
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
+    model = tiny_bundle_repository / "digits-linear/1/model.onnx"
+    given = [model, tmp_path / "list.txt", tmp_path / "out.csv", "--workers=0", "--batch=2"]
+    ended = subprocess.run(
+        [*LOOP, *given, "--resize=32", "--crop=32"], capture_output=True, check=False
+    )
+    rows = (tmp_path / "out.csv").read_text().count("\n")
+    if fault is None:
+        assert (ended.returncode, rows) == (0, 4), ended.stderr.decode()[-2000:]
+    else:
+        assert ended.returncode == 1
+        assert rows < 3
 
 
 MILLION = """
