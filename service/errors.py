@@ -81,6 +81,10 @@ class BundleError(StartError):
     """A bundle is absent, damaged, or does not reproduce its own golden samples."""
 
 
+class GoldenError(BundleError):
+    """A bundle whose files are whole gives other answers here than those it was published with."""
+
+
 class ProviderError(StartError):
     """The asked-for ONNX Runtime execution provider cannot be used on this machine."""
 

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 
 from service.bundle.repository import Bundle
 from service.bundle_source import BundleSource
-from service.errors import BundleError, MemoryBudgetError, StartError
-from service.metrics import Metrics
+from service.errors import (
+    BundleError,
+    GoldenError,
+    MemoryBudgetError,
+    ProviderError,
+    StartError,
+)
+from service.metrics import LoadFailure, Metrics
 from service.model import Model
 from service.models import Unavailable
 from service.orders import ModelOrders, Orders
@@ -213,7 +219,7 @@ class LiveSet:
                 return old
             model = self.prove(self.source.fetch(name, version), self._admit)
         except (StartError, OSError, MemoryError) as error:
-            self.metrics.count_load_failure(f"{name}@{version}")
+            self.metrics.count_load_failure(f"{name}@{version}", _classify(error))
             failure = Failure(
                 error=error if isinstance(error, StartError) else BundleError(str(error)),
                 reason=self.source.hide_place(str(error)),
@@ -245,6 +251,20 @@ class LiveSet:
         self._failures = {key: one for key, one in self._failures.items() if key[0] != name}
         self._failures |= {(name, version): one for version, one in failures.items()}
         self.show()
+
+
+def _classify(error: Exception) -> LoadFailure:
+    match error:
+        case GoldenError():
+            return "golden"
+        case BundleError():
+            return "bundle"
+        case ProviderError():
+            return "provider"
+        case MemoryBudgetError() | MemoryError():
+            return "memory"
+        case _:
+            return "other"
 
 
 def _log_failure(key: Key, failure: Failure) -> None:

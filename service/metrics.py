@@ -32,6 +32,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 CacheResult = Literal["hit", "miss", "shared"]
+# Of a version that is not served: it gives other answers than it was published with, its files are
+# not what they should be, it does not run here, or does not fit.
+LoadFailure = Literal["golden", "bundle", "provider", "memory", "other"]
 _OTHER = "other"
 _OPENMETRICS = "application/openmetrics-text"
 
@@ -180,7 +183,7 @@ class Metrics:
         self._model_load_failures = Counter(
             "fivecrop_model_load_failures",
             "Bundles that were not served because they did not prove themselves.",
-            ("model",),
+            ("model", "reason"),
             registry=registry,
         )
         # `labels()` takes a lock and makes a key of strings at each call; these are called for each
@@ -276,9 +279,9 @@ class Metrics:
         """Counts a look at the repository that failed."""
         self._repository_failures.inc()
 
-    def count_load_failure(self, model: str) -> None:
+    def count_load_failure(self, model: str, reason: LoadFailure) -> None:
         """Counts a bundle that did not prove itself."""
-        self._model_load_failures.labels(model).inc()
+        self._model_load_failures.labels(model, reason).inc()
 
     def read_samples(self) -> list[Sample]:
         """Returns the value of every series, of all workers when they share a folder.

@@ -15,7 +15,7 @@ from service.bundle.preprocess import prepare
 from service.bundle.repository import Bundle, read_card, read_golden, verify_files
 from service.drift import Drift
 from service.engine import Engine, Provider, has_provider
-from service.errors import BundleError, ErrorCode, ProviderError, RequestError
+from service.errors import BundleError, ErrorCode, GoldenError, ProviderError, RequestError
 from service.schedule import Lane
 from service.settings import ProviderChoice, Settings, VariantChoice
 
@@ -227,7 +227,8 @@ def prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
     """Proves that golden images, through decode and engine, give the recorded answers.
 
     Raises:
-        BundleError: They do not.
+        GoldenError: They do not.
+        BundleError: They are no images, or the graph has other classes.
     """
     limits = Limits(formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
     for sample in read_golden(bundle).samples:
@@ -246,7 +247,7 @@ def prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
         difference = float(np.abs(probabilities - expected).max())
         # A NaN compares false, so the comparison asks for what is right.
         if not difference <= variant.golden_tolerance or probabilities.argmax() != sample.top[0]:
-            raise BundleError(
+            raise GoldenError(
                 f"{bundle.reference} ({variant.precision}) does not reproduce {sample.file}: "
                 f"off by {difference:.2g}, allowed {variant.golden_tolerance:.2g}"
             )

@@ -99,6 +99,9 @@ def score() -> None:
     help="Write a file after so long: what a kill can cost.",
 )
 @click.option("--model-repository", metavar="FOLDER", help="Folder of bundles, or its URL.")
+@click.option(
+    "--metrics-address", metavar="HOST:PORT", help="Answer Prometheus there while the job runs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write events to standard output.")
 @click.pass_context
 def run(
@@ -108,6 +111,7 @@ def run(
     out: str,
     *,
     resume: bool,
+    metrics_address: str | None,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -117,10 +121,13 @@ def run(
     with a column of paths or images, or a text file (.txt, .list) that names an image a line; each
     a path or a URL that fsspec opens.
     """
+    from service.score.job_metrics import serve_metrics
+
     configure_log("warning")
     options = ScoreOptions(**chosen)
     display = make_display(as_json=as_json)
-    with display, _stoppable() as should_stop:
+    watched = serve_metrics(metrics_address, display.show)
+    with display, watched as watch, _stoppable() as should_stop:
         try:
             summary = score_dataset(
                 inputs,
@@ -128,7 +135,7 @@ def run(
                 options,
                 resume=resume,
                 connect=_find_transport(options),
-                watch=display.show,
+                watch=watch,
                 should_stop=lambda: should_stop() is not None,
             )
         except JobFailed as error:

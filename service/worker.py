@@ -27,7 +27,7 @@ from service.http_api import build_http_app
 from service.http_cors import allow_origins
 from service.http_host import prepare_host
 from service.http_results import answer_single
-from service.live_workers import WorkersCollector, list_live_workers
+from service.live_workers import WorkersCollector, count_started_workers, list_live_workers
 from service.log import configure_log, toggle_debug
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
@@ -160,12 +160,13 @@ def _start_tracing(settings: Settings) -> Tracing | None:
 def _build_metrics(settings: Settings) -> Metrics:
     folder = settings.metrics_folder
     list_pids = this_process if folder is None else partial(list_live_workers, folder)
+    count_started = partial(count_started_workers, folder)
     return Metrics(
         max_labels=settings.metric_labels,
         shared_folder=folder,
         collectors=(
             ProcessesCollector(list_pids),
-            WorkersCollector(settings.workers, list_pids),
+            WorkersCollector(settings.workers, list_pids, count_started),
             GpuCollector(),
         ),
     )

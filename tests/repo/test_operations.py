@@ -10,6 +10,7 @@ import pytest
 from service.live_workers import WorkersCollector
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
+from service.score.job_metrics import JobMetrics
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/operations.md").read_text()
@@ -25,7 +26,8 @@ OF_GPUS = {
 
 @pytest.fixture(scope="module")
 def existing():
-    collectors = (ProcessesCollector(this_process), WorkersCollector(1, this_process))
+    workers = WorkersCollector(1, this_process, lambda: 1)
+    collectors = (ProcessesCollector(this_process), workers, JobMetrics())
     text = Metrics(collectors=collectors).render()[0].decode()
     return set(re.findall(r"^# TYPE (\w+) ", text, re.M)) | OF_GPUS
 

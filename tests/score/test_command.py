@@ -67,6 +67,8 @@ BAD_OPTIONS = {
     "--workers=0": "--workers is at least 1",
     "--max-error-rate=-1": "--max-error-rate lies",
     "--part-rows=0": "--part-rows is at least 1",
+    "--metrics-address=9464": "--metrics-address '9464' is not HOST:PORT",
+    "--metrics-address=127.0.0.1:99999": "cannot listen on 127.0.0.1:99999",
 }
 
 

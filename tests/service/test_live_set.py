@@ -61,7 +61,7 @@ def make_live(source, policy, **given):
             raise BundleError("it does not reproduce its golden samples")
         return Proved(bundle)
 
-    metrics = SimpleNamespace(count_load_failure=counts.failures.append)
+    metrics = SimpleNamespace(count_load_failure=lambda *what: counts.failures.append(what))
     live = LiveSet(
         **{
             "source": source,
@@ -176,7 +176,7 @@ def test_a_broken_new_version_keeps_the_old_one_and_is_tried_once(source):
     for _ in range(3):
         settle(live)
     assert serving(live) == {1}
-    assert (counts.failures, counts.proofs.count(("a", 2))) == (["a@2"], 1)
+    assert (counts.failures, counts.proofs.count(("a", 2))) == ([("a@2", "bundle")], 1)
     (shown,) = live.unavailable()
     assert (shown.version, shown.state) == (2, "failed")
     assert "golden" in shown.reason

@@ -160,9 +160,8 @@ async def test_a_broken_new_version_keeps_the_old_one_serving_and_shows_why(
     (shown,) = classifier.describe_unavailable()
     assert (shown.version, shown.state) == (2, "failed")
     assert "is not the file that was published" in shown.reason
-    assert 'fivecrop_model_load_failures_total{model="digits-linear@2"} 3.0' in (
-        metrics.render()[0].decode()
-    )
+    counted = 'fivecrop_model_load_failures_total{model="digits-linear@2",reason="bundle"} 3.0'
+    assert counted in metrics.render()[0].decode()
     assert "digits-linear@2 is not served" in caplog.text
     # The orders that failed were not written.
     assert not (growing_repository.folder / ORDERS_FILE).exists()
