@@ -64,6 +64,7 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 	$(BIN)/python scripts/generate-proto --check
 	$(BIN)/python scripts/write-settings-table --check
 	$(BIN)/python scripts/write-dashboard --check
+	$(BIN)/python scripts/write-alerts --check
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser

@@ -3,72 +3,108 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
+import sys
 from pathlib import Path
 
-import httpx
 import pytest
+from live_prometheus import LivePrometheus
+
+from service.api_keys import KeyRing, KeyScope, make_key, write_keys
 
 pytestmark = pytest.mark.e2e
 
 FILE = Path(__file__).parents[2] / "compose/grafana/dashboards/fivecrop.json"
 PANELS = json.loads(FILE.read_text())["panels"]
+NAME = "digits-linear"
 # Only a machine with a GPU shows it.
 OF_GPUS = "fivecrop_gpu_"
 
 
 @pytest.fixture
-def query(server, tmp_path, unused_ports, wait_until):
-    """Asks a Prometheus that scrapes the server every second."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed")
+def key(tmp_path):
+    text, kept = make_key(KeyScope)
+    write_keys(tmp_path / "keys.json", KeyRing(keys=(kept,)))
+    return text
+
+
+@pytest.fixture
+def server(start_server, growing_repository, tmp_path, key):
+    """A server whose canary gets a share of the traffic, and a shadow all of it."""
+    growing_repository.publish(2)
+    server = start_server(
+        growing_repository.folder, api_keys=tmp_path / "keys.json", models=f"{NAME}@1"
+    ).wait_ready()
+    server.headers = {"Authorization": f"Bearer {key}"}
+    for path, body in (
+        ("labels/stable", {"version": 1}),
+        ("labels/canary", {"version": 2}),
+        ("split", {"shares": {"canary": 0.5}}),
+        ("shadow", {"target": "canary"}),
+    ):
+        connection = server.connect()
+        connection.request("PUT", f"/v1/models/{NAME}/{path}", json.dumps(body), server.headers)
+        assert connection.getresponse().status == 200, path
+        connection.close()
+    return server
+
+
+@pytest.fixture
+def scoring_port(growing_repository, tmp_path, unused_ports):
+    """The port of the metrics of a scoring job that has much to do."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(20_000):
+        (photos / f"{number}.png").write_bytes(growing_repository.image)
     (port,) = unused_ports(1)
-    target = f"127.0.0.1:{server.http_port}"
-    (tmp_path / "prometheus.yml").write_text(
-        "global: {scrape_interval: 1s}\n"
-        f'scrape_configs: [{{job_name: fivecrop, static_configs: [{{targets: ["{target}"]}}]}}]\n'
+    job = subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("fivecrop"), "score", photos, "--workers", "1"),
+            *("--model", NAME, "--model-repository", growing_repository.folder),
+            *("--out", tmp_path / "scores", "--metrics-address", f"127.0.0.1:{port}"),
+        ],
+        env={**os.environ, "HOME": str(tmp_path)},
     )
-    process = subprocess.Popen(
-        ["prometheus", f"--web.listen-address=127.0.0.1:{port}", "--config.file=prometheus.yml"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def ask(expression):
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": expression})
-        assert answer.is_success, answer.text
-        return answer.json()["data"]["result"]
-
-    def is_scraped():
-        try:
-            return ask("fivecrop_workers_alive")
-        except httpx.TransportError:
-            return []
-
-    try:
-        wait_until(is_scraped, "a scrape")
-        yield ask
-    finally:
-        process.terminate()
-        process.wait(30)
+    yield port
+    job.terminate()
+    job.wait(60)
 
 
-def test_every_line_shows_something(server, image, query, wait_until):
-    # Drift is measured once there are a few answers.
-    for _ in range(200):
-        server.classify(image)
+def test_every_line_shows_something(
+    server, scoring_port, growing_repository, key, tmp_path, unused_ports, wait_until
+):
+    image = growing_repository.image
     drawn = [
         target["expr"].replace("$__rate_interval", "1m")
         for panel in PANELS
         for target in panel["targets"]
     ]
-    assert len(drawn) > 15
+    assert len(drawn) > 25
+    (port,) = unused_ports(1)
+    targets = [server.http_port, scoring_port]
+    with LivePrometheus(tmp_path, port, targets, key=key, with_rules=True) as prometheus:
+        # Drift is measured once there are a few answers.
+        for _ in range(200):
+            server.classify(image, server.headers)
+        empty = drawn
 
-    def find_empty():
-        server.classify(image)
-        empty = [one for one in drawn if OF_GPUS not in one and not query(one)]
-        return "all are drawn" if not empty else None
+        def are_all_drawn():
+            nonlocal empty
+            server.classify(image, server.headers)
+            empty = [one for one in empty if OF_GPUS not in one and not prometheus.ask(one)]
+            return not empty
 
-    wait_until(find_empty, "each line is drawn", 60)
+        try:
+            wait_until(are_all_drawn, "each line is drawn", 120)
+        except AssertionError as error:
+            raise AssertionError(f"nothing is drawn of {empty}") from error
+        heights = [
+            float(series["value"][1])
+            for panel in PANELS
+            if panel["type"] == "heatmap"
+            for series in prometheus.ask(
+                panel["targets"][0]["expr"].replace("$__rate_interval", "1m")
+            )
+        ]
+        assert max(heights) > 0
