@@ -21,7 +21,9 @@ from training.data_formats import read_shards
 from training.errors import TrainingError
 from training.loading import split_views
 from training.models.normalise import Normalise
-from training.train import evaluate_views, load_run, train
+from training.train import train
+from training.trained_run import load_run
+from training.validation import evaluate_views
 
 RECIPE = Path(__file__).parents[2] / "training/recipes/digits-lenet5.toml"
 COUNT = 400
