@@ -1,9 +1,8 @@
 """A model repository behind a URL: s3://, gs://, https:// and whatever else fsspec opens.
 
-Bundles are fetched into a folder of this machine, one folder for each sha256 of a manifest. What
-is in there was whole and verified when it got there, so a server that starts again, and every
-further worker, takes it from there. Who uploads a bundle uploads `bundle.json` last: a version
-without one is not there yet.
+Bundles are fetched into a cache of this machine (`bundle_cache`), so a server that starts again,
+and every further worker, takes them from there. Who uploads a bundle uploads `bundle.json` last: a
+version without one is not there yet.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
-import shutil
-import tempfile
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +21,9 @@ from service.bundle.repository import (
     MANIFEST_FILE,
     VERSION_PATTERN,
     Bundle,
-    read_bundle,
-    verify_files,
+    list_files,
 )
+from service.bundle_cache import BundleCache
 from service.errors import BundleError, RepositoryError
 
 # What tells that a file was replaced; which of them there are depends on the kind of server.
@@ -38,12 +35,12 @@ logger = logging.getLogger(__name__)
 class RemoteSource:
     """The bundles below a URL, each at URL/NAME/VERSION."""
 
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: BundleCache) -> None:
         """Opens the file system of the URL; nothing is read yet.
 
         Args:
             url: Of the repository.
-            cache: Folder that bundles are kept in.
+            cache: What bundles are kept in.
 
         Raises:
             RepositoryError: The packages for this kind of URL are not installed.
@@ -95,19 +92,20 @@ class RemoteSource:
             RepositoryError: It cannot be copied.
         """
         content = self._read_manifest(name, version)
-        kept = self._cache / hashlib.sha256(content).hexdigest()
-        folder = kept / name / str(version)
-        if folder.is_dir():
-            try:
-                bundle = read_bundle(folder)
-                verify_files(bundle)
-            except BundleError as error:
-                logger.warning("%s; fetching it again", error)
-                shutil.rmtree(kept, ignore_errors=True)
-            else:
-                return bundle
-        self._copy(name, version, content, kept)
-        return read_bundle(folder)
+        manifest = _parse(content, f"{name}@{version}")
+        if (manifest.name, manifest.version) != (name, version):
+            raise BundleError(f"{name}/{version} holds {manifest.name}@{manifest.version}")
+
+        def copy(folder: Path) -> None:
+            for file in list_files(manifest):
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place = self._place(name, str(version), file)
+                self._ask(self._files.get_file, place, str(target))
+            (folder / MANIFEST_FILE).write_bytes(content)
+            logger.info("fetched %s@%d", name, version)
+
+        return self._cache.keep(manifest, hashlib.sha256(content).hexdigest(), copy)
 
     def fingerprint(self, name: str, version: int) -> Hashable:
         """Returns sizes, times and tags of the bundle's files; None when they are not to be had."""
@@ -123,37 +121,9 @@ class RemoteSource:
 
     def hide_place(self, text: str) -> str:
         """Returns the text without the address of the repository and the path of the cache."""
-        for place in (self._url, self._root, str(self._cache)):
+        for place in (self._url, self._root, str(self._cache.folder)):
             text = text.replace(f"{place}/", "").replace(place, "the repository")
         return text
-
-    def _copy(self, name: str, version: int, content: bytes, kept: Path) -> None:
-        """Copies a bundle to its place in the cache, which it only reaches whole and verified."""
-        try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(
-                f"{name}@{version}: {MANIFEST_FILE} at {where}: {first['msg']}"
-            ) from error
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".staging-", dir=self._cache) as parent:
-            folder = Path(parent) / "bundle" / name / str(version)
-            folder.mkdir(parents=True)
-            for file in (*manifest.files, *(variant.file for variant in manifest.variants)):
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                place = self._place(name, str(version), file)
-                self._ask(self._files.get_file, place, str(target))
-            (folder / MANIFEST_FILE).write_bytes(content)
-            verify_files(read_bundle(folder))
-            try:
-                (Path(parent) / "bundle").rename(kept)
-            except OSError:
-                if not kept.is_dir():  # otherwise another worker was faster
-                    raise
-        logger.info("fetched %s@%d into %s", name, version, kept)
 
     def _read_manifest(self, name: str, version: int) -> bytes:
         place = self._place(name, str(version), MANIFEST_FILE)
@@ -184,3 +154,12 @@ class RemoteSource:
         except Exception as error:
             told = " ".join(str(error).split())[:200]
             raise RepositoryError(f"{self._url}: {type(error).__name__}: {told}") from error
+
+
+def _parse(content: bytes, reference: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{reference}: {MANIFEST_FILE} at {where}: {first['msg']}") from error

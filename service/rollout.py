@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from service.batcher import Batcher
+from service.bundle_cache import BundleCache
 from service.bundle_source import BundleSource, FolderSource
 from service.cores import count_cores
 from service.errors import ErrorCode, MemoryBudgetError, RequestError, StartError
@@ -273,17 +274,19 @@ def open_source(settings: Settings) -> BundleSource:
         return FolderSource(settings.model_repository)
     from service.remote_source import RemoteSource  # costs nothing where there is no URL
 
-    return RemoteSource(settings.model_repository, _place_cache(settings))
+    return RemoteSource(settings.model_repository, open_cache(settings))
 
 
-def _place_cache(settings: Settings) -> Path:
-    return settings.model_cache or Path.home() / ".cache" / "fivecrop"
+def open_cache(settings: Settings) -> BundleCache:
+    """Returns the cache of the settings; nothing is made yet."""
+    folder = settings.model_cache or Path.home() / ".cache" / "fivecrop"
+    return BundleCache(folder, settings.model_cache_mib * 1024 * 1024)
 
 
 def _place_orders(settings: Settings) -> Path:
     if isinstance(settings.model_repository, Path):
         return settings.model_repository / ORDERS_FILE
-    cache = _place_cache(settings)
+    cache = open_cache(settings).folder
     cache.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(settings.model_repository.encode()).hexdigest()
     return cache / f"{digest[:16]}{ORDERS_FILE}"

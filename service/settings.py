@@ -49,6 +49,12 @@ class Settings(CaptureSettings, DoorSettings):
     model_cache: Path | None = Field(
         None, description="Folder for bundles from a URL; by default ~/.cache/fivecrop."
     )
+    model_cache_mib: int = Field(
+        10_240,
+        ge=1,
+        description="Largest size of that folder, in MiB, of all servers that share it; bundles "
+        "used least recently make room for new ones, never one that serves.",
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Comma-separated NAME, NAME@VERSION, NAME@latest:N or NAME@all to serve; "

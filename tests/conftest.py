@@ -203,6 +203,25 @@ def growing_repository(tmp_path, tiny_bundle_repository):
     return GrowingRepository(tmp_path / "models", tiny_bundle_repository)
 
 
+@pytest.fixture
+def bucket(s3, growing_repository):
+    """Returns `upload(version)`; the bucket is `s3://models/live` of a local server.
+
+    Version 1 of the growing repository is in it.
+    """
+    s3.mkdir("models")
+
+    def upload(version):
+        folder = growing_repository.folder / growing_repository.NAME / str(version)
+        for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
+            if path.is_file():
+                target = f"models/live/{path.relative_to(growing_repository.folder)}"
+                s3.put_file(str(path), target)
+
+    upload(1)
+    return upload
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of data sets and photographs beside the repository."""

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,11 +37,19 @@ _M = TypeVar("_M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle whose manifest was read; `digest` is the sha256 of its `bundle.json`."""
+    """A bundle whose manifest was read.
+
+    Attributes:
+        folder: That it is in.
+        manifest: What its `bundle.json` says.
+        digest: The sha256 of that file.
+        lease: What keeps the folder from being removed for as long as it lives, if anything could.
+    """
 
     folder: Path
     manifest: Manifest
     digest: str
+    lease: object = field(default=None, compare=False, repr=False)
 
     @property
     def reference(self) -> str:
@@ -142,6 +150,11 @@ def read_card(bundle: Bundle) -> str | None:
     return (bundle.folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
 
 
+def list_files(manifest: Manifest) -> dict[str, FileRecord | Variant]:
+    """Returns the files of a bundle besides the manifest, by their names."""
+    return {**manifest.files, **{variant.file: variant for variant in manifest.variants}}
+
+
 def verify_files(bundle: Bundle) -> None:
     """Proves that every file of the bundle is the one that was published.
 
@@ -154,8 +167,7 @@ def verify_files(bundle: Bundle) -> None:
         BundleError: A file is missing, unknown, lies outside the folder, or has another size or
             sha256.
     """
-    records: dict[str, FileRecord | Variant] = dict(bundle.manifest.files)
-    records |= {variant.file: variant for variant in bundle.manifest.variants}
+    records = list_files(bundle.manifest)
     for path in sorted(bundle.folder.rglob("*")):
         name = path.relative_to(bundle.folder).as_posix()
         is_folder = path.is_dir() and not path.is_symlink()

@@ -12,13 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from service.bundle.repository import Bundle
 from service.cores import count_cores
 from service.environment import load_settings
-from service.rollout import open_source
+from service.rollout import open_cache, open_source
 from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
 from service.score.errors import JobFailed, ScoreError
@@ -106,7 +105,9 @@ def score_dataset(
         import_pyarrow()
     if not resume:
         check_empty(folder)
-    engine, stamp = _start_engine(options, settings, connect)
+    # Held until the end: so long its files stay where the workers find them.
+    bundle = None if options.url is not None else _find_bundle(settings, options.model)
+    engine, stamp = _start_engine(options, settings, connect, bundle)
     try:
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)
         job = _Job(found, folder, options, stamp, engine)
@@ -277,14 +278,13 @@ def _load_settings(options: ScoreOptions) -> Settings:
 
 
 def _start_engine(
-    options: ScoreOptions, settings: Settings, connect: Connect
+    options: ScoreOptions, settings: Settings, connect: Connect, bundle: Bundle | None
 ) -> tuple[ScoringEngine, Stamp]:
-    if options.url is not None:
+    if bundle is None:
         from service.score.service_engine import ServiceEngine
 
         asking = ServiceEngine(options, settings.max_body_bytes, connect)
         return asking, asking.stamp
-    bundle = _find_bundle(settings, options.model)
     setup = Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)
     stamp = Stamp(
         model=bundle.manifest.name,
@@ -313,5 +313,4 @@ def _find_bundle(settings: Settings, reference: str) -> Bundle:
         )
         raise ScoreError(f"unknown model {reference!r}; there is {known or 'none'}")
     bundle = source.fetch(name, int(version) if version else versions[-1])
-    cache = settings.model_cache or Path.home() / ".cache" / "fivecrop"
-    return take_snapshot(bundle, cache)
+    return take_snapshot(bundle, open_cache(settings))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.bundle_cache import BundleCache
 from service.classifier import Classifier, Options
 from service.errors import BundleError, RepositoryError
 from service.remote_source import RemoteSource
@@ -47,22 +48,6 @@ def web(growing_repository):
     served.server.shutdown()
     thread.join()
     served.server.server_close()
-
-
-@pytest.fixture
-def bucket(s3, growing_repository):
-    """Returns `upload(version)`; the bucket is `s3://models/live` of a local server."""
-    s3.mkdir("models")
-
-    def upload(version):
-        folder = growing_repository.folder / NAME / str(version)
-        for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
-            if path.is_file():
-                target = f"models/live/{path.relative_to(growing_repository.folder)}"
-                s3.put_file(str(path), target)
-
-    upload(1)
-    return upload
 
 
 @pytest.fixture
@@ -138,7 +123,7 @@ async def test_a_damaged_copy_is_fetched_again(web, serve, tmp_path, growing_rep
 
 def test_a_broken_upload_never_reaches_the_cache(web, growing_repository, tmp_path):
     growing_repository.publish_broken(2)
-    source = RemoteSource(web.url, tmp_path / "cache")
+    source = RemoteSource(web.url, BundleCache(tmp_path / "cache", 2**30))
     with pytest.raises(BundleError, match="is not the file that was published"):
         source.fetch(NAME, 2)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -151,7 +136,7 @@ def test_a_version_without_its_manifest_is_not_there_yet(web, growing_repository
     text = manifest.read_bytes()
     manifest.unlink()
     (growing_repository.folder / "notes.txt").write_text("hello")
-    source = RemoteSource(web.url, tmp_path / "cache")
+    source = RemoteSource(web.url, BundleCache(tmp_path / "cache", 2**30))
     assert source.list_versions() == {NAME: [1]}
     before = source.fingerprint(NAME, 2)
     manifest.write_bytes(text)
@@ -160,7 +145,7 @@ def test_a_version_without_its_manifest_is_not_there_yet(web, growing_repository
 
 
 def test_two_workers_that_fetch_at_once_end_with_one_copy(web, tmp_path):
-    sources = [RemoteSource(web.url, tmp_path / "cache") for _ in range(4)]
+    sources = [RemoteSource(web.url, BundleCache(tmp_path / "cache", 2**30)) for _ in range(4)]
     found = []
     threads = [
         threading.Thread(target=lambda one=one: found.append(one.fetch(NAME, 1).folder))
@@ -173,6 +158,7 @@ def test_two_workers_that_fetch_at_once_end_with_one_copy(web, tmp_path):
     assert len(found) == 4
     assert len(set(found)) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert sum("model.onnx" in path for path in web.asked) == 1
 
 
 async def test_a_repository_that_cannot_be_reached_keeps_what_serves(
@@ -192,3 +178,29 @@ async def test_a_url_that_leads_nowhere_is_one_clear_line(serve, url):
         await serve(url)
     assert "\n" not in str(refused.value)
     assert url.partition("/")[0] in str(refused.value)
+
+
+def test_a_bundle_in_the_folder_of_another_is_refused(web, growing_repository, tmp_path):
+    growing_repository.publish(2).rename(growing_repository.folder / NAME / "7")
+    source = RemoteSource(web.url, BundleCache(tmp_path / "cache", 2**30))
+    with pytest.raises(BundleError, match="digits-linear/7 holds digits-linear@2"):
+        source.fetch(NAME, 7)
+
+
+async def test_the_cache_holds_to_its_size_and_keeps_what_serves(
+    web, growing_repository, tmp_path, metrics
+):
+    cached = tmp_path / "cache"
+    source = RemoteSource(web.url, BundleCache(cached, 1))  # room for nothing
+    settings = Settings(model_repository=web.url, model_cache=cached, model_cache_mib=1)
+    classifier = await asyncio.to_thread(Classifier.build, settings, metrics)
+    for version in (2, 3, 4):
+        growing_repository.publish(version, padding_mib=2)
+        await classifier.rollout.reload(NAME)
+        found = {int(path.name) for path in cached.glob(f"*/{NAME}/*")}
+        # What it took the place of was in hand when it came.
+        assert found == {version - 1, version}
+        assert source.fetch(NAME, 1).manifest.version == 1
+    assert await version_of_answer(classifier, growing_repository) == 4
+    assert {int(path.name) for path in cached.glob(f"*/{NAME}/*")} == {1, 4}
+    await classifier.close()
