@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol
 
+from service.bundle.combination import COMBINATION_FILE, FoundCombination, read_combination
 from service.bundle.repository import (
     MANIFEST_FILE,
     Bundle,
@@ -14,7 +15,9 @@ from service.bundle.repository import (
     read_bundle,
     resolve,
 )
+from service.bundle_cache import BundleCache
 from service.errors import BundleError
+from service.settings import Settings
 
 
 class BundleSource(Protocol):
@@ -32,12 +35,18 @@ class BundleSource(Protocol):
     def fingerprint(self, name: str, version: int) -> Hashable:
         """Returns what changes when the bundle may have changed; None when that is unknown."""
 
+    def list_combinations(self) -> dict[str, list[int]]:
+        """Returns the versions of every combination, oldest first."""
+
+    def read_combination(self, name: str, version: int) -> FoundCombination:
+        """Returns a combination; its members may not be there."""
+
     def hide_place(self, text: str) -> str:
         """Returns the text without the places of this machine that it names."""
 
 
 class FolderSource:
-    """A folder of this machine: NAME/VERSION/bundle.json."""
+    """A folder of this machine: NAME/VERSION/bundle.json, or combination.json."""
 
     def __init__(self, folder: Path) -> None:
         """Names the folder; nothing is read yet."""
@@ -81,6 +90,41 @@ class FolderSource:
         files = sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in facts)
         return tuple(files) or None
 
+    def list_combinations(self) -> dict[str, list[int]]:
+        """Returns the versions of every combination, oldest first.
+
+        Raises:
+            BundleError: The folder cannot be read.
+        """
+        return list_versions(self._folder, COMBINATION_FILE)
+
+    def read_combination(self, name: str, version: int) -> FoundCombination:
+        """Returns a combination.
+
+        Raises:
+            BundleError: It is not there, or does not parse.
+        """
+        return read_combination(self._folder / name / str(version))
+
     def hide_place(self, text: str) -> str:
         """Returns the text without the path of the repository."""
         return text.replace(f"{self._folder}/", "").replace(str(self._folder), "the repository")
+
+
+def open_source(settings: Settings) -> BundleSource:
+    """Returns the repository of the settings.
+
+    Raises:
+        RepositoryError: It is a URL of a kind that cannot be opened.
+    """
+    if isinstance(settings.model_repository, Path):
+        return FolderSource(settings.model_repository)
+    from service.remote_source import RemoteSource  # costs nothing where there is no URL
+
+    return RemoteSource(settings.model_repository, open_cache(settings))
+
+
+def open_cache(settings: Settings) -> BundleCache:
+    """Returns the cache of the settings; nothing is made yet."""
+    folder = settings.model_cache or Path.home() / ".cache" / "fivecrop"
+    return BundleCache(folder, settings.model_cache_mib * 1024 * 1024)

@@ -182,6 +182,7 @@ class Explanation:
         height: Of the image file, in pixels.
         format: Of the image file.
         timings: Where the time went.
+        member: Of an ensemble or cascade, whose evidence it is, as NAME@VERSION.
     """
 
     model: str
@@ -194,6 +195,7 @@ class Explanation:
     height: int
     format: str
     timings: Timings
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Never, cast
+from typing import TYPE_CHECKING, cast
 
 from service.batcher import Batcher
 from service.bundle.heatmap import draw_views
@@ -29,7 +29,7 @@ from service.classification import (
     Options,
     Timings,
 )
-from service.dispatch import dispatch
+from service.dispatch import dispatch, draft_unread
 from service.errors import RequestError
 from service.explain import choose_method, conclude
 from service.image_trace import trace_image
@@ -157,17 +157,9 @@ class Classifier:
             return
         model = self._models.find(options.model)
         tta, timeout_s = options.check(self._settings.default_timeout_ms)
-        self._batcher.judge(
-            Job(
-                lane=model.lane,
-                prepare=_not_to_be_run,
-                view_count=count_views(tta),
-                encoded_bytes=0,
-                deadline=time.monotonic() + timeout_s,
-                finish=_not_to_be_run,
-                priority=Priority(options.priority),
-            )
-        )
+        deadline = time.monotonic() + timeout_s
+        priority = Priority(options.priority)
+        self._batcher.judge(draft_unread(model.lane, count_views(tta), deadline, priority))
 
     async def classify(self, image: ImageSource, options: Options) -> Classification:
         """Returns the answer for one image.
@@ -243,8 +235,10 @@ class Classifier:
             RequestError: As for `classify`; `invalid_argument` for a class or method that the model
                 does not have.
         """
+        return await self._explain(self._models.find(options.model), image, options)
+
+    async def _explain(self, model: Model, image: bytes, options: ExplainOptions) -> Explanation:
         start = time.monotonic()
-        model = self._models.find(options.model)
         deadline = start + options.check(self._settings.default_timeout_ms)
         method = choose_method(options, model.bundle.manifest)
         draft = method.draft(model, image, self._limits, deadline)
@@ -344,7 +338,3 @@ class Classifier:
             batch_views=outcome.batch_views,
             timings=timings,
         )
-
-
-def _not_to_be_run(*_: object) -> Never:
-    raise AssertionError("a job that is only judged never runs")

@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Never
 
 from service.batcher import Batcher
 from service.classification import late
 from service.job import Job, Outcome
+from service.lane import Lane
+from service.priority import Priority
 from service.rate_limit import Allowances
 
 
@@ -65,3 +68,20 @@ def _settle_soon(
     """Hands a worker thread's outcome to the event loop."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(_settle, answer, outcome)
+
+
+def draft_unread(lane: Lane, views: int, deadline: float, priority: Priority) -> Job:
+    """Returns the job of an image that nothing was read of: it is judged and never runs."""
+    return Job(
+        lane=lane,
+        prepare=_not_to_be_run,
+        view_count=views,
+        encoded_bytes=0,
+        deadline=deadline,
+        finish=_not_to_be_run,
+        priority=priority,
+    )
+
+
+def _not_to_be_run(*_: object) -> Never:
+    raise AssertionError("a job that is only judged never runs")

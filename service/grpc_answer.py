@@ -127,6 +127,7 @@ def encode_explanation(found: Explanation, request_id: str) -> messages.ExplainR
         overlay=found.overlay,
         image=messages.ImageInfo(width=found.width, height=found.height, format=found.format),
         timings=_encode_timings(found.timings),
+        member=found.member,
     )
 
 

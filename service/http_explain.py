@@ -63,7 +63,7 @@ def _take_one(content_type: bytes, body: bytes) -> bytes:
 def _tell(found: Explanation, request_id: str) -> http_schema.Explanation:
     height, width = found.evidence.shape
     best = found.prediction
-    return {
+    document: http_schema.Explanation = {
         "request_id": request_id,
         "model": found.model,
         "version": found.version,
@@ -72,3 +72,6 @@ def _tell(found: Explanation, request_id: str) -> http_schema.Explanation:
         "evidence": {"height": height, "width": width, "values": found.evidence.tolist()},
         "image": {"width": found.width, "height": found.height, "format": found.format},
     }
+    if found.member is not None:
+        document["member"] = found.member
+    return document

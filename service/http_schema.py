@@ -177,6 +177,12 @@ class Explanation(TypedDict):
     ]
     prediction: Annotated[Prediction, Field(description="The class that is explained.")]
     evidence: Evidence
+    member: NotRequired[
+        Annotated[
+            str,
+            Field(description="Of an ensemble or cascade: whose evidence it is, NAME@VERSION."),
+        ]
+    ]
     image: ImageInfo
 
 

@@ -7,19 +7,24 @@ one exception that serves everybody: what serves goes on when there is nothing g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from service.bundle.repository import Bundle
 from service.bundle_source import BundleSource
-from service.errors import (
-    BundleError,
-    GoldenError,
-    MemoryBudgetError,
-    ProviderError,
-    StartError,
+from service.combined_model import CombinedModel
+from service.errors import BundleError, MemoryBudgetError, StartError
+from service.live_combinations import (
+    CombinationProof,
+    Key,
+    keep_whole,
+    list_members,
+    show_clashes,
 )
-from service.metrics import LoadFailure, Metrics
+from service.load_failures import Failure, LoadFailures
+from service.metrics import Metrics
 from service.model import Model
 from service.models import Unavailable
 from service.orders import ModelOrders, Orders
@@ -27,19 +32,10 @@ from service.version_policy import VersionPolicy
 
 _MIB = 1024 * 1024
 
-Key = tuple[str, int]
 Prove = Callable[[Bundle, Callable[[int], None]], Model]
+Served = TypeVar("Served", Model, CombinedModel)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a version does not serve, and the state of its files that this is about."""
-
-    error: StartError
-    reason: str
-    fingerprint: Hashable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +43,7 @@ class Settled:
     """What should serve from now on, and the orders to serve it by."""
 
     models: Mapping[Key, Model]
+    combinations: Mapping[Key, CombinedModel]
     orders: Orders
 
     @property
@@ -67,7 +64,8 @@ class LiveSet:
         memory_bytes: The budget; None is no limit.
         metrics: Where failures are counted.
         show: Called whenever `unavailable` would return something else.
-        serving: What serves; replaced by `commit`.
+        serving: The bundles that serve; replaced by `commit`.
+        combinations: What serves that is made of them; replaced by `commit`.
         draining: What still finishes its last jobs.
     """
 
@@ -79,11 +77,17 @@ class LiveSet:
     metrics: Metrics
     show: Callable[[], None] = lambda: None
     serving: dict[Key, Model] = field(default_factory=dict)
+    combinations: dict[Key, CombinedModel] = field(default_factory=dict)
     draining: list[Model] = field(default_factory=list)
-    _failures: dict[Key, Failure] = field(default_factory=dict)
     _loading: Key | None = None
-    _has_started: bool = False
-    _fresh: dict[Key, Model] = field(default_factory=dict)
+    # Proved, or tried in vain, since `settle` began.
+    _fresh: dict[Key, Model | Failure] = field(default_factory=dict)
+    _failures: LoadFailures = field(init=False)
+    _combined: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Knows of no failures yet."""
+        self._failures = LoadFailures(self.source, self.metrics)
 
     def settle(
         self, orders: Orders, names: Collection[str] | None = None, *, retry: bool = False
@@ -99,26 +103,42 @@ class LiveSet:
             BundleError: The repository cannot be listed.
         """
         listing = self.source.list_versions()
-        known = {*listing, *self.policies, *orders.models, *(name for name, _ in self.serving)}
-        models = dict(self.serving)
+        combined = self.source.list_combinations()
         try:
-            for name in sorted(known if names is None else names):
-                mine = self._settle_model(name, listing.get(name, []), orders.of(name), retry)
+            # First, because they keep their members in service whatever the policy says of them.
+            combinations = self._settle_combinations(combined, listing, orders, names, retry)
+            needed = list_members(combinations.values())
+            members = _names(needed | list_members(self.combinations.values()))
+            if names is None:
+                failed = _names(key for key, _ in self._failures)
+                serving = _names(self.serving)
+                names = {*listing, *self.policies, *orders.models, *serving, *failed}
+            self._combined = {*combined, *_names(self.combinations)} - listing.keys()
+            models = dict(self.serving)
+            for name in sorted({*names, *members} - self._combined):
+                mine = self._settle_model(
+                    name,
+                    listing.get(name, []),
+                    orders.of(name),
+                    {version: model for (of, version), model in self.serving.items() if of == name},
+                    partial(self._prove, retry=retry),
+                    kept={version for of, version in needed if of == name},
+                )
                 models = {key: one for key, one in models.items() if key[0] != name} | mine
+            combinations = keep_whole(combinations, models, self._failures)
+            show_clashes(combined, listing, self._failures)
         finally:
             # Held until here, because they take memory although nothing serves them yet.
             self._fresh.clear()
-        return Settled(models=models, orders=orders)
+        self.show()
+        return Settled(models=models, combinations=combinations, orders=orders)
 
     def commit(self, settled: Settled) -> tuple[list[Model], list[Model]]:
         """Makes it what serves; returns the models that are new and those that are to drain."""
-        if not self._has_started:
-            # Until now a failure may have been why the server does not start: one line, not two.
-            for key, failure in self._failures.items():
-                _log_failure(key, failure)
-            self._has_started = True
+        self._failures.start_log()
         before, after = self.serving, dict(settled.models)
         self.serving = after
+        self.combinations = dict(settled.combinations)
         gone = [model for key, model in before.items() if after.get(key) is not model]
         self.draining = [*self.draining, *gone]
         return [model for key, model in after.items() if before.get(key) is not model], gone
@@ -135,7 +155,8 @@ class LiveSet:
             BundleError: The repository cannot be listed.
         """
         versions = {*self.source.list_versions().get(name, ())}
-        versions |= {at for of, at in self.serving if of == name}
+        versions |= {*self.source.list_combinations().get(name, ())}
+        versions |= {at for of, at in (*self.serving, *self.combinations) if of == name}
         return bool(versions) if version is None else version in versions
 
     def require_all(self, settled: Settled, orders: Orders) -> None:
@@ -148,7 +169,7 @@ class LiveSet:
         if not names:
             raise BundleError("no bundle in the model repository")
         for name in sorted(names):
-            serves = any(of == name for of, _ in settled.models)
+            serves = any(of == name for of, _ in (*settled.models, *settled.combinations))
             policy, failure = self.policies.get(name), self.failure(name)
             if failure is not None and (not serves or (policy and policy.specific)):
                 raise failure.error
@@ -157,8 +178,7 @@ class LiveSet:
 
     def failure(self, name: str, version: int | None = None) -> Failure | None:
         """Returns why a version, or the newest that failed of a model, does not serve."""
-        keys = [key for key in self._failures if key[0] == name and version in (None, key[1])]
-        return self._failures[max(keys)] if keys else None
+        return self._failures.find(name, version)
 
     def unavailable(self) -> tuple[Unavailable, ...]:
         """Returns what does not serve and why, by name and version."""
@@ -168,45 +188,103 @@ class LiveSet:
             )
             for model in self.draining
         }
-        for (name, version), failure in self._failures.items():
+        for (name, version), failure in self._failures:
             states[name, version] = Unavailable(
-                name=name, version=version, state="failed", reason=failure.reason
+                name=name,
+                version=version,
+                state="failed",
+                reason=failure.reason,
+                is_combination=name in self._combined,
             )
         if self._loading is not None:
             name, version = self._loading
             states[self._loading] = Unavailable(name=name, version=version, state="loading")
         return tuple(states[key] for key in sorted(states))
 
+    def find_users(self, name: str, version: int | None) -> list[str]:
+        """Returns the combinations that serve and need a version, or any version, of a model."""
+        return sorted(
+            one.reference
+            for one in self.combinations.values()
+            for of, at in list_members([one])
+            if of == name and version in (None, at)
+        )
+
+    def _settle_combinations(
+        self,
+        combined: Mapping[str, list[int]],
+        listing: Mapping[str, list[int]],
+        orders: Orders,
+        names: Collection[str] | None,
+        retry: bool,
+    ) -> dict[Key, CombinedModel]:
+        """Returns the combinations that should serve, all of whose members are proved."""
+        known = {*combined, *_names(self.combinations)} - listing.keys()
+        settled: dict[Key, CombinedModel] = {}
+        for name in sorted(known):
+            old = {at: one for (of, at), one in self.combinations.items() if of == name}
+            is_asked = names is None or name in names
+            again = retry and is_asked
+            proof = CombinationProof(
+                source=self.source,
+                orders=orders,
+                failures=self._failures,
+                retry=again,
+                prove_member=partial(self._prove_member, retry=again),
+            )
+            versions = combined.get(name, [])
+            settled |= self._settle_model(name, versions, orders.of(name), old, proof.prove)
+        return settled
+
     def _settle_model(
-        self, name: str, versions: list[int], orders: ModelOrders, retry: bool
-    ) -> dict[Key, Model]:
-        """Returns the models of one name that should serve, by their keys."""
-        old = {version: model for (of, version), model in self.serving.items() if of == name}
+        self,
+        name: str,
+        versions: list[int],
+        orders: ModelOrders,
+        old: Mapping[int, Served],
+        prove: Callable[[str, int, Served | None], Served | Failure],
+        kept: Collection[int] = (),
+    ) -> dict[Key, Served]:
+        """Returns what should serve of one name, by their keys; `kept` does whatever happens."""
         policy = self.policies.get(name, self.default_policy)
-        proved: dict[int, Model] = {}
+        proved: dict[int, Served] = {}
         failures: dict[int, Failure] = {}
         while True:
             # A model that left the repository serves on: nothing could follow it.
             chosen = policy.choose(versions or sorted(old), failures) if policy else set()
-            wanted = orders.apply(chosen)
+            wanted = orders.apply(chosen) | set(kept)
             if not (news := wanted - proved.keys() - failures.keys()):
                 break
             for version in sorted(news):
-                found = self._prove(name, version, old.get(version), retry)
+                found = prove(name, version, old.get(version))
                 if isinstance(found, Failure):
                     failures[version] = found
                 else:
                     proved[version] = found
-        self._remember(name, failures)
+        self._failures.replace(name, failures)
+        self.show()
         good = {version: proved.get(version, old.get(version)) for version in wanted}
         if not any(good.values()) and (failures or policy):
             good = {version: old.get(version) for version in orders.apply(set(old))}
         return {(name, version): model for version, model in good.items() if model is not None}
 
-    def _prove(self, name: str, version: int, old: Model | None, retry: bool) -> Model | Failure:
+    def _prove(self, name: str, version: int, old: Model | None, *, retry: bool) -> Model | Failure:
         """Returns the version as it is in the repository now: `old`, if that is it."""
+        if (fresh := self._fresh.get((name, version))) is not None:
+            return fresh
+        found = self._prove_now(name, version, old, retry)
+        if found is not old:
+            self._fresh[name, version] = found
+        return found
+
+    def _prove_member(self, name: str, version: int, *, retry: bool) -> Model | Failure:
+        return self._prove(name, version, self.serving.get((name, version)), retry=retry)
+
+    def _prove_now(
+        self, name: str, version: int, old: Model | None, retry: bool
+    ) -> Model | Failure:
         fingerprint = self.source.fingerprint(name, version)
-        before = self._failures.get((name, version))
+        before = self._failures.get(name, version)
         if before and not retry and before.fingerprint == fingerprint is not None:
             return before
         if old is not None and fingerprint is None:
@@ -219,26 +297,17 @@ class LiveSet:
                 return old
             model = self.prove(self.source.fetch(name, version), self._admit)
         except (StartError, OSError, MemoryError) as error:
-            self.metrics.count_load_failure(f"{name}@{version}", _classify(error))
-            failure = Failure(
-                error=error if isinstance(error, StartError) else BundleError(str(error)),
-                reason=self.source.hide_place(str(error)),
-                # Room may be made, and a machine may recover, without a change of the files.
-                fingerprint=fingerprint if isinstance(error, BundleError) else None,
-            )
-            if self._has_started:
-                _log_failure((name, version), failure)
-            return failure
+            return self._failures.count(name, version, error, fingerprint)
         finally:
             self._loading = None
-        self._fresh[name, version] = model
         return model
 
     def _admit(self, needed: int) -> None:
         """Lets a model take memory, or raises MemoryBudgetError."""
         if self.memory_bytes is None:
             return
-        resident = (*self.serving.values(), *self.draining, *self._fresh.values())
+        fresh = (one for one in self._fresh.values() if not isinstance(one, Failure))
+        resident = (*self.serving.values(), *self.draining, *fresh)
         taken = sum(model.memory_bytes for model in resident)
         if taken + needed > self.memory_bytes:
             raise MemoryBudgetError(
@@ -247,25 +316,6 @@ class LiveSet:
                 "FIVECROP_MODEL_MEMORY_MIB"
             )
 
-    def _remember(self, name: str, failures: Mapping[int, Failure]) -> None:
-        self._failures = {key: one for key, one in self._failures.items() if key[0] != name}
-        self._failures |= {(name, version): one for version, one in failures.items()}
-        self.show()
 
-
-def _classify(error: Exception) -> LoadFailure:
-    match error:
-        case GoldenError():
-            return "golden"
-        case BundleError():
-            return "bundle"
-        case ProviderError():
-            return "provider"
-        case MemoryBudgetError() | MemoryError():
-            return "memory"
-        case _:
-            return "other"
-
-
-def _log_failure(key: Key, failure: Failure) -> None:
-    logger.error("%s@%d is not served: %s", *key, failure.error)
+def _names(keys: Iterable[Key]) -> set[str]:
+    return {name for name, _ in keys}

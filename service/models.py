@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from service.classification import ModelDescription
+from service.combined_model import CombinedModel
 from service.errors import ErrorCode, RequestError, SettingsError
 from service.model import Model
 from service.traffic import Traffic
@@ -14,6 +16,7 @@ from service.traffic import Traffic
 STABLE = "stable"
 
 VersionLabels = Mapping[str, Mapping[str, int]]
+Served = TypeVar("Served", Model, CombinedModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,7 @@ class Unavailable:
     version: int
     state: str
     reason: str | None = None
+    is_combination: bool = False
 
 
 class Models:
@@ -31,6 +35,7 @@ class Models:
 
     Attributes:
         unavailable: Versions that do not serve and that somebody may look for.
+        combinations: What is asked instead of a model, by all its references.
         traffic: What is asked instead of the model of a reference, where a split is ordered.
     """
 
@@ -39,6 +44,7 @@ class Models:
         models: Sequence[Model],
         default: str | None,
         version_labels: VersionLabels | None = None,
+        combinations: Sequence[CombinedModel] = (),
     ) -> None:
         """Makes the table.
 
@@ -47,6 +53,7 @@ class Models:
             default: NAME, NAME@VERSION or NAME@LABEL of a request that names none; with one name
                 it is that.
             version_labels: Versions by name and label.
+            combinations: Those whose members are among the models.
 
         Raises:
             SettingsError: The default is not among the models.
@@ -54,36 +61,34 @@ class Models:
         self.unavailable: tuple[Unavailable, ...] = ()
         self.traffic: Mapping[str | None, Traffic] = {}
         self._default = default
-        self.replace(models, version_labels or {})
-        if default is not None and models and None not in self._by_reference:
+        self.replace(models, version_labels or {}, combinations)
+        known = self._by_reference.keys() | self.combinations.keys()
+        if default is not None and models and None not in known:
             raise SettingsError(f"default model {default!r} is not among the served models")
 
-    def replace(self, models: Sequence[Model], version_labels: VersionLabels) -> None:
+    def replace(
+        self,
+        models: Sequence[Model],
+        version_labels: VersionLabels,
+        combinations: Sequence[CombinedModel] = (),
+    ) -> None:
         """Lets exactly these models serve, from one lookup to the next.
 
-        A label whose version is not among them has no meaning.
+        A label whose version is not among them has no meaning. A combination is the default only
+        when it was chosen to be.
         """
-        ordered = tuple(sorted(models, key=lambda model: (model.name, model.version)))
-        table: dict[str | None, Model] = {}
-        labels: dict[str, tuple[str, ...]] = {}
-        for model in ordered:
-            table[model.bundle.reference] = table[model.name] = model
-        for name, by_label in version_labels.items():
-            for label, version in sorted(by_label.items()):
-                reference = f"{name}@{version}"
-                if reference not in table:
-                    continue
-                table[f"{name}@{label}"] = table[reference]
-                labels[reference] = (*labels.get(reference, ()), label)
-                if label == STABLE:
-                    table[name] = table[reference]
-        names = {model.name for model in ordered}
+        names = {model.name for model in models}
         default = self._default if self._default is not None or len(names) != 1 else names.pop()
-        if default in table and default is not None:
-            table[None] = table[default]
-        self._version_labels = labels
-        self._models = ordered
-        self._by_reference = table
+        self._models = tuple(sorted(models, key=_by_version))
+        self._by_reference = _make_table(self._models, version_labels, default)
+        self.combinations = _make_table(
+            sorted(combinations, key=_by_version), version_labels, self._default
+        )
+        self._version_labels = {
+            (name, version): tuple(sorted(one for one, at in labels.items() if at == version))
+            for name, labels in version_labels.items()
+            for version in labels.values()
+        }
 
     def direct(self, traffic: Mapping[str, Traffic]) -> None:
         """Lets each of these models, when it is asked for by its name alone, answer so."""
@@ -111,6 +116,16 @@ class Models:
         """
         model = self._by_reference.get(reference)
         if model is None:
+            for one in self.unavailable:
+                if one.is_combination and reference in (one.name, f"{one.name}@{one.version}"):
+                    raise RequestError(
+                        ErrorCode.NOT_READY, one.reason or "the members of this model are loading"
+                    )
+            if reference in self.combinations:
+                raise RequestError(
+                    ErrorCode.INVALID_ARGUMENT,
+                    "a model that is made of others takes no part in splits, shadows or promotions",
+                )
             if reference is None and self._default is None and self._models:
                 raise RequestError(
                     ErrorCode.INVALID_ARGUMENT, "several models are served: name one of them"
@@ -122,13 +137,13 @@ class Models:
         """Returns the model for a reference as `find` knows them, or None."""
         return self._by_reference.get(reference)
 
-    def is_default(self, model: Model) -> bool:
+    def is_default(self, model: Model | CombinedModel) -> bool:
         """Whether a request that names no model gets this one."""
-        return self._by_reference.get(None) is model
+        return self._by_reference.get(None) is model or self.combinations.get(None) is model
 
-    def version_labels(self, model: Model) -> tuple[str, ...]:
+    def version_labels(self, model: Model | CombinedModel) -> tuple[str, ...]:
         """Returns the version labels that mean this model, by their names."""
-        return self._version_labels.get(model.bundle.reference, ())
+        return self._version_labels.get((model.name, model.version), ())
 
     def describe(self, model: Model) -> ModelDescription:
         """Returns what clients and operators may know about a served model."""
@@ -155,3 +170,26 @@ class Models:
             version_labels=self.version_labels(model),
             card=model.card,
         )
+
+
+def _by_version(model: Model | CombinedModel) -> tuple[str, int]:
+    return model.name, model.version
+
+
+def _make_table(
+    ordered: Sequence[Served], version_labels: VersionLabels, default: str | None
+) -> dict[str | None, Served]:
+    """Returns the models by all their references; of one name the last one has NAME alone."""
+    table: dict[str | None, Served] = {}
+    for model in ordered:
+        table[f"{model.name}@{model.version}"] = table[model.name] = model
+    for name, by_label in version_labels.items():
+        for label, version in by_label.items():
+            if (labelled := table.get(f"{name}@{version}")) is None:
+                continue
+            table[f"{name}@{label}"] = labelled
+            if label == STABLE:
+                table[name] = labelled
+    if default is not None and default in table:
+        table[None] = table[default]
+    return table

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from service.bundle.repository import Bundle, verify_files
+from service.bundle_source import open_source
 from service.environment import load_settings
 from service.errors import StartError
-from service.rollout import open_source
 from service.service_client import ServiceClient
 from service.settings import CLIENT_KEY
 

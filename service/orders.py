@@ -54,6 +54,10 @@ class ModelOrders(BaseModel):
         needed = {*self.labels.values(), *list_versions(self.split, self.shadow)}
         return (chosen | self.loaded | needed) - self.unloaded
 
+    def keeps_out(self, version: int) -> bool:
+        """Whether a version was unloaded, alone or with its whole model."""
+        return self.is_unloaded or version in self.unloaded
+
     def load(self, version: int | None) -> Self:
         """Returns these orders with a version let in; None is whatever the policy chooses."""
         if version is None:

@@ -11,11 +11,16 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import Callable, Hashable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from service.bundle.combination import (
+    COMBINATION_FILE,
+    FoundCombination,
+    parse_combination,
+)
 from service.bundle.manifest import NAME_PATTERN, Manifest
 from service.bundle.repository import (
     MANIFEST_FILE,
@@ -47,7 +52,8 @@ class RemoteSource:
         """
         self._url = url.rstrip("/")
         self._cache = cache
-        self._known: set[tuple[str, int]] = set()
+        # What makes a version one, of those that were seen: a manifest or a combination.
+        self._known: dict[tuple[str, int], str] = {}
         try:
             import fsspec
 
@@ -64,17 +70,27 @@ class RemoteSource:
         Raises:
             RepositoryError: The repository cannot be reached.
         """
-        found = {
-            name: sorted(
-                int(text)
-                for text in self._list(name)
-                if VERSION_PATTERN.fullmatch(text) and self._is_there(name, int(text))
-            )
-            for name in sorted(self._list())
-            if NAME_PATTERN.fullmatch(name)
-        }
-        self._known = {(name, version) for name, of in found.items() for version in of}
-        return {name: versions for name, versions in found.items() if versions}
+        return self._list_versions(MANIFEST_FILE)
+
+    def list_combinations(self) -> dict[str, list[int]]:
+        """Returns the versions of every combination, oldest first.
+
+        Raises:
+            RepositoryError: The repository cannot be reached.
+        """
+        return self._list_versions(COMBINATION_FILE)
+
+    def read_combination(self, name: str, version: int) -> FoundCombination:
+        """Returns a combination.
+
+        Raises:
+            BundleError: It does not parse.
+            RepositoryError: It cannot be read.
+        """
+        content: bytes = self._ask(
+            self._files.cat_file, self._place(name, str(version), COMBINATION_FILE)
+        )
+        return parse_combination(content, PurePosixPath(name, str(version)))
 
     def read_digest(self, name: str, version: int) -> str:
         """Returns the sha256 of the manifest.
@@ -130,9 +146,25 @@ class RemoteSource:
         content: bytes = self._ask(self._files.cat_file, place)
         return content
 
-    def _is_there(self, name: str, version: int) -> bool:
-        place = self._place(name, str(version), MANIFEST_FILE)
-        return (name, version) in self._known or bool(self._ask(self._files.exists, place))
+    def _list_versions(self, file: str) -> dict[str, list[int]]:
+        """Returns the versions that have a file, oldest first."""
+        found = {
+            name: sorted(
+                int(text)
+                for text in self._list(name)
+                if VERSION_PATTERN.fullmatch(text) and self._is_there(name, int(text), file)
+            )
+            for name in sorted(self._list())
+            if NAME_PATTERN.fullmatch(name)
+        }
+        others = {known: kind for known, kind in self._known.items() if kind != file}
+        self._known = others | {(name, at): file for name, of in found.items() for at in of}
+        return {name: versions for name, versions in found.items() if versions}
+
+    def _is_there(self, name: str, version: int, file: str) -> bool:
+        if (known := self._known.get((name, version))) is not None:
+            return known == file
+        return bool(self._ask(self._files.exists, self._place(name, str(version), file)))
 
     def _list(self, *parts: str) -> list[str]:
         """Returns the names in a folder."""

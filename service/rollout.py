@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from service.batcher import Batcher
-from service.bundle_cache import BundleCache
-from service.bundle_source import BundleSource, FolderSource
+from service.bundle_source import open_cache, open_source
+from service.combined_model import CombinedModel
 from service.cores import count_cores
 from service.errors import ErrorCode, MemoryBudgetError, RequestError, StartError
-from service.live_set import Failure, LiveSet, Settled
+from service.live_set import LiveSet, Settled
+from service.load_failures import Failure
 from service.metrics import Metrics
 from service.model import Model, load_model
 from service.models import Models
@@ -57,6 +58,8 @@ class Rollout:
         self._orders = orders
         self._changing = asyncio.Lock()
         self._committed: Settled | None = None
+        # Combinations that nobody finds any more; requests may still be with their members.
+        self._leaving: list[CombinedModel] = []
         self._on_commit: OnCommit = lambda _: None
         live.show = self._show
 
@@ -73,7 +76,8 @@ class Rollout:
         settled = live.settle(orders)
         live.require_all(settled, orders)
         served = list(settled.models.values())
-        models = Models(served, settings.default_model, settled.version_labels)
+        combinations = list(settled.combinations.values())
+        models = Models(served, settings.default_model, settled.version_labels, combinations)
         rollout = cls(live, orders_file, models, _make_batcher(served, settings, metrics))
         rollout._commit(settled)
         return rollout
@@ -87,13 +91,22 @@ class Rollout:
         await self.change(
             name, lambda orders: orders.load(version), version=version, must_serve=True
         )
+        if not self.versions(name):
+            raise RequestError(
+                ErrorCode.MODEL_LOAD_FAILED, "the settings choose no version of it: name one"
+            )
 
     async def unload(self, name: str, version: int | None) -> None:
         """Serves a version, or for None no version, no more, until it is loaded again.
 
         Raises:
-            RequestError: `model_not_found`; `invalid_argument` while the version has a label.
+            RequestError: `model_not_found`; `invalid_argument` while the version has a label, or a
+                combination needs it.
         """
+        if users := self._live.find_users(name, version):
+            raise RequestError(
+                ErrorCode.INVALID_ARGUMENT, f"{users[0]} is made of it: unload that first"
+            )
 
         def unload(orders: ModelOrders) -> ModelOrders:
             for label, labelled in orders.labels.items():
@@ -151,13 +164,15 @@ class Rollout:
         await self._free(gone)
 
     async def list_repository(self) -> dict[str, list[int]]:
-        """Returns the versions of every model in the repository, oldest first.
+        """Returns the versions of every model and combination in the repository, oldest first.
 
         Raises:
             RequestError: `model_load_failed`: it cannot be listed.
         """
+        source = self._live.source
         try:
-            return await asyncio.to_thread(self._live.source.list_versions)
+            combined = await asyncio.to_thread(source.list_combinations)
+            return combined | await asyncio.to_thread(source.list_versions)
         except StartError as error:
             raise self._refusal(error) from error
 
@@ -168,8 +183,9 @@ class Rollout:
             call(self._committed)
 
     def versions(self, name: str) -> list[int]:
-        """Returns the versions of a model that serve."""
-        return sorted(model.version for model in self.models if model.name == name)
+        """Returns the versions of a model, or of a combination, that serve."""
+        live = self._live
+        return sorted(at for of, at in (*live.serving, *live.combinations) if of == name)
 
     async def change(
         self,
@@ -231,10 +247,14 @@ class Rollout:
         Runs in the thread of the event loop, as the look-ups do, without a pause in between: a
         request that found a model has submitted its job before this begins.
         """
+        before, after = self._live.combinations, settled.combinations
         new, gone = self._live.commit(settled)
         for model in new:
             self.batcher.add_lane(model.lane)
-        self.models.replace(list(settled.models.values()), settled.version_labels)
+        self._leaving += [one for key, one in before.items() if after.get(key) is not one]
+        self.models.replace(
+            list(settled.models.values()), settled.version_labels, list(after.values())
+        )
         self._committed = settled
         self._on_commit(settled)
         self._show()
@@ -243,10 +263,16 @@ class Rollout:
         for model in new:
             self._live.metrics.show_model(**_describe(model))
             logger.info("%s serves", model.bundle.reference)
+        for key, one in after.items():
+            if before.get(key) is not one:
+                logger.info("%s (%s) serves", one.reference, one.manifest.kind)
         return gone
 
     async def _free(self, gone: list[Model]) -> None:
         """Lets models finish their last jobs, then gives their memory back."""
+        for combination in self._leaving:
+            await combination.wait_until_idle()
+        self._leaving = [one for one in self._leaving if one.is_held]
         if not gone:
             return
         while gone:
@@ -262,25 +288,6 @@ class Rollout:
 
     def _show(self) -> None:
         self.models.unavailable = self._live.unavailable()
-
-
-def open_source(settings: Settings) -> BundleSource:
-    """Returns the repository of the settings.
-
-    Raises:
-        RepositoryError: It is a URL of a kind that cannot be opened.
-    """
-    if isinstance(settings.model_repository, Path):
-        return FolderSource(settings.model_repository)
-    from service.remote_source import RemoteSource  # costs nothing where there is no URL
-
-    return RemoteSource(settings.model_repository, open_cache(settings))
-
-
-def open_cache(settings: Settings) -> BundleCache:
-    """Returns the cache of the settings; nothing is made yet."""
-    folder = settings.model_cache or Path.home() / ".cache" / "fivecrop"
-    return BundleCache(folder, settings.model_cache_mib * 1024 * 1024)
 
 
 def _place_orders(settings: Settings) -> Path:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from service.access import AccessControl
 from service.api_keys import KeyFile
 from service.classifier import Classifier, Options
-from service.combining import build_classifier
+from service.combining import CombiningClassifier
 from service.devices import choose_gpu, count_gpus
 from service.drain import Drain, close_after_answer
 from service.errors import StartError
@@ -81,7 +81,7 @@ class Worker:
         tracing = _start_tracing(settings)
         device = choose_gpu(bentoml.server_context.worker_index or 1, count_gpus())
         classifier = await asyncio.to_thread(
-            build_classifier, settings, metrics, device=device, tracing=tracing
+            CombiningClassifier.build, settings, metrics, device=device, tracing=tracing
         )
         edge = build_http_app(classifier, metrics, settings, control, client_schema, tracing)
         http_app = allow_origins(edge, settings.cors_origins)

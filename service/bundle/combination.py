@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -146,18 +146,36 @@ def is_sure(score: float, stage: Stage) -> bool:
     return stage.escalate_below is None or score >= stage.escalate_below
 
 
-def read_combinations(repository: Path) -> list[FoundCombination]:
-    """Returns every combination of a repository, by name and version.
+def read_combination(folder: Path) -> FoundCombination:
+    """Returns the combination in a folder NAME/VERSION.
 
     Raises:
-        BundleError: One does not parse, is not where its name says, or has the name of a bundle.
+        BundleError: There is none, it does not parse, or it is not where its name says.
     """
-    bundles = list_versions(repository)
-    found = [_read(file.parent) for file in sorted(repository.glob(f"[!.]*/*/{COMBINATION_FILE}"))]
-    for one in found:
-        if one.manifest.name in bundles:
-            raise BundleError(f"{one.manifest.reference}: bundles have the name already")
-    return sorted(found, key=lambda one: (one.manifest.name, one.manifest.version))
+    file = folder / COMBINATION_FILE
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}") from error
+    return parse_combination(content, folder)
+
+
+def parse_combination(content: bytes, folder: PurePath) -> FoundCombination:
+    """Returns the combination of a file that was read from a folder NAME/VERSION.
+
+    Raises:
+        BundleError: It does not parse, or it is not where its name says.
+    """
+    try:
+        manifest = _PARSER.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        file = folder / COMBINATION_FILE
+        raise BundleError(" ".join(f"{file} at {where}: {first['msg']}".split())) from error
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise BundleError(f"{folder} holds {manifest.reference}; folders are NAME/VERSION")
+    return FoundCombination(manifest=manifest, digest=hashlib.sha256(content).hexdigest())
 
 
 def publish_combination(repository: Path, combination: Combination) -> Path:
@@ -168,24 +186,8 @@ def publish_combination(repository: Path, combination: Combination) -> Path:
     """
     if combination.name in list_versions(repository):
         raise BundleError(f"{combination.name}: bundles have the name already")
-    with publishing(repository, combination.name, check=_read) as (folder, version):
+    with publishing(repository, combination.name, check=read_combination) as (folder, version):
         numbered = combination.model_copy(update={"version": version})
         text = numbered.model_dump_json(indent=2, exclude_none=True) + "\n"
         (folder / COMBINATION_FILE).write_text(text, encoding="utf-8")
     return repository / combination.name / str(version)
-
-
-def _read(folder: Path) -> FoundCombination:
-    file = folder / COMBINATION_FILE
-    try:
-        content = file.read_bytes()
-        manifest = _PARSER.validate_json(content)
-    except OSError as error:
-        raise BundleError(f"{file}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(" ".join(f"{file} at {where}: {first['msg']}".split())) from error
-    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
-        raise BundleError(f"{folder} holds {manifest.reference}; folders are NAME/VERSION")
-    return FoundCombination(manifest=manifest, digest=hashlib.sha256(content).hexdigest())

@@ -61,8 +61,12 @@ class Bundle:
         return next((v for v in self.manifest.variants if v.precision == precision), None)
 
 
-def list_versions(repository: Path) -> dict[str, list[int]]:
+def list_versions(repository: Path, file: str = MANIFEST_FILE) -> dict[str, list[int]]:
     """Returns the versions of every model in a repository, oldest first; nothing is opened.
+
+    Args:
+        repository: The folder.
+        file: What makes a folder a version.
 
     Raises:
         BundleError: The repository is not a readable folder.
@@ -73,7 +77,7 @@ def list_versions(repository: Path) -> dict[str, list[int]]:
             folder.name: sorted(
                 int(p.name)
                 for p in folder.iterdir()
-                if VERSION_PATTERN.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
+                if VERSION_PATTERN.fullmatch(p.name) and (p / file).is_file()
             )
             for folder in sorted(names)
         }

@@ -171,7 +171,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., index: _Optional[int] = ..., method: _Optional[str] = ..., overlay: _Optional[bool] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "model", "version", "method", "prediction", "height", "width", "values", "overlay", "image", "timings")
+    __slots__ = ("request_id", "model", "version", "method", "prediction", "height", "width", "values", "overlay", "image", "timings", "member")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class ExplainResponse(_message.Message):
     OVERLAY_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     version: int
@@ -194,7 +195,8 @@ class ExplainResponse(_message.Message):
     overlay: bytes
     image: ImageInfo
     timings: Timings
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., method: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., overlay: _Optional[bytes] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    member: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., method: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., overlay: _Optional[bytes] = ..., image: _Optional[_Union[ImageInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., member: _Optional[str] = ...) -> None: ...
 
 class ModelsRequest(_message.Message):
     __slots__ = ()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from service.bundle.repository import Bundle
+from service.bundle_source import open_cache, open_source
 from service.cores import count_cores
 from service.environment import load_settings
-from service.rollout import open_cache, open_source
 from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
 from service.score.errors import JobFailed, ScoreError

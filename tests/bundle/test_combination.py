@@ -16,7 +16,7 @@ from service.bundle.combination import (
     WeightedMember,
     is_sure,
     publish_combination,
-    read_combinations,
+    read_combination,
     weigh,
 )
 from service.bundle.repository import list_versions
@@ -45,7 +45,13 @@ def cascade(name="fast"):
 def test_what_is_published_is_read_again_with_the_next_version(tmp_path):
     for made in (ensemble(1, 3), cascade(), cascade()):
         publish_combination(tmp_path, made)
-    found = read_combinations(tmp_path)
+    listing = list_versions(tmp_path, COMBINATION_FILE)
+    assert listing == {"both": [1], "fast": [1, 2]}
+    found = [
+        read_combination(tmp_path / name / str(version))
+        for name, versions in listing.items()
+        for version in versions
+    ]
     assert [one.manifest.reference for one in found] == ["both@1", "fast@1", "fast@2"]
     assert found[0].manifest == ensemble(1, 3)
     assert found[2].manifest == cascade().model_copy(update={"version": 2})
@@ -90,7 +96,7 @@ def test_manifest_that_says_something_else_is_refused_in_one_line(tmp_path, name
         json.dumps({key: value for key, value in document.items() if value is not None})
     )
     with pytest.raises(BundleError) as caught:
-        read_combinations(tmp_path)
+        read_combination(folder)
     assert "\n" not in str(caught.value)
 
 

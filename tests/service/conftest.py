@@ -26,6 +26,7 @@ from service.bundle.manifest import Decision, Manifest
 from service.bundle.postprocess import Prediction
 from service.bundle.repository import Bundle
 from service.classifier import Classification, Classifier, ModelDescription, Options, Timings
+from service.combining import CombiningClassifier
 from service.errors import ErrorCode, RequestError
 from service.grpc_api import GrpcServer
 from service.http_api import build_http_app
@@ -182,7 +183,7 @@ async def administered(growing_repository, metrics, make_settings, tmp_path, ser
             write_keys(path, KeyRing(keys=(kept,)))
             settings = make_settings(model_repository=growing_repository.folder, api_keys=path)
             control = AccessControl(KeyFile(path))
-            classifier = await asyncio.to_thread(Classifier.build, settings, metrics)
+            classifier = await asyncio.to_thread(CombiningClassifier.build, settings, metrics)
             stack.push_async_callback(classifier.close)
             headers = {"authorization": f"Bearer {text}"}
             transport = httpx.ASGITransport(build_http_app(classifier, metrics, settings, control))

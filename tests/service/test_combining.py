@@ -20,8 +20,8 @@ from service.bundle.combination import (
 )
 from service.bundle.manifest import Decision
 from service.bundle.repository import read_bundle
-from service.classifier import Classifier, Options
-from service.combining import CombiningClassifier, build_classifier
+from service.classifier import Options
+from service.combining import CombiningClassifier
 from service.errors import ErrorCode, RequestError
 from service.http_api import build_http_app
 from service.metrics import Metrics
@@ -71,7 +71,7 @@ async def build(repository, make_settings):
 
     def make(**given):
         settings = make_settings(model_repository=repository, compute_threads=2, **given)
-        built.append(build_classifier(settings, Metrics()))
+        built.append(CombiningClassifier.build(settings, Metrics()))
         return built[-1]
 
     yield make
@@ -85,17 +85,11 @@ async def refuse(classifier, image, **options):
     return caught.value.code
 
 
-def test_server_without_combinations_has_the_plain_classifier(build):
-    classifier = build()
-    assert type(classifier) is Classifier
-
-
 async def test_ensemble_answers_with_the_weighted_mean_and_names_its_members(
     repository, build, image, member
 ):
     publish_ensemble(repository, member(weight=1), member(weight=3, tta="ten_crop"))
     classifier = build()
-    assert isinstance(classifier, CombiningClassifier)
     plain = await classifier.classify(image, Options(model=BUNDLE))
     crops = await classifier.classify(image, Options(model=BUNDLE, tta="ten_crop"))
     both = await classifier.classify(image, Options(model="both", top_k=3))
@@ -157,6 +151,7 @@ async def test_combination_refuses_what_it_cannot_be_asked(repository, build, im
     for options, code in (
         ({"tta": "hflip"}, ErrorCode.INVALID_ARGUMENT),
         ({"coverage": 0.9}, ErrorCode.INVALID_ARGUMENT),
+        ({"embedding": True}, ErrorCode.INVALID_ARGUMENT),
         ({"top_k": 0}, ErrorCode.INVALID_ARGUMENT),
         ({"timeout_ms": -1.0}, ErrorCode.DEADLINE_EXCEEDED),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from service.bundle.combination import Ensemble, FoundCombination, WeightedMember
 from service.errors import BundleError, MemoryBudgetError
 from service.live_set import LiveSet
 from service.orders import ModelOrders, Orders
@@ -18,20 +21,50 @@ VERSIONS = st.integers(1, 5)
 NAMES = st.sampled_from(["a", "b"])
 
 
+def digest_of(content):
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 class FakeSource:
     """A repository in memory: content by name and version; `bad` content proves itself never."""
 
     def __init__(self):
         self.content: dict[str, dict[int, str]] = {}
 
+        self.combined: dict[str, dict[int, Ensemble]] = {}
+
     def list_versions(self):
         return {name: sorted(versions) for name, versions in self.content.items() if versions}
+
+    def list_combinations(self):
+        return {name: sorted(versions) for name, versions in self.combined.items() if versions}
+
+    def read_combination(self, name, version):
+        manifest = self.combined.get(name, {}).get(version)
+        if manifest is None:
+            raise BundleError("there is no such combination")
+        return FoundCombination(manifest=manifest, digest=manifest.model_dump_json())
+
+    def combine(self, version, *members, name="c"):
+        """Publishes an ensemble of bundles (name, version) as they are in the repository now."""
+        made = Ensemble(
+            name=name,
+            version=version,
+            created=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            members=tuple(
+                WeightedMember(model=f"{of}@{at}", digest=digest_of(self.content[of].get(at, "")))
+                for of, at in members
+            ),
+        )
+        self.combined.setdefault(name, {})[version] = made
 
     def fetch(self, name, version):
         content = self.content.get(name, {}).get(version)
         if content is None:
             raise BundleError("there is no such bundle")
-        return SimpleNamespace(digest=content, name=name, version=version)
+        return SimpleNamespace(
+            digest=digest_of(content), content=content, name=name, version=version
+        )
 
     def read_digest(self, name, version):
         return self.fetch(name, version).digest
@@ -49,6 +82,7 @@ class Proved:
     def __init__(self, bundle, memory_bytes=1):
         self.bundle, self.name, self.version = bundle, bundle.name, bundle.version
         self.memory_bytes = memory_bytes
+        self.labels = ("cat", "dog")
 
 
 def make_live(source, policy, **given):
@@ -57,7 +91,7 @@ def make_live(source, policy, **given):
     def prove(bundle, admit):
         counts.proofs.append((bundle.name, bundle.version))
         admit(1)
-        if bundle.digest.startswith("bad"):
+        if bundle.content.startswith("bad"):
             raise BundleError("it does not reproduce its golden samples")
         return Proved(bundle)
 
@@ -117,18 +151,62 @@ class LiveSetMachine(RuleBasedStateMachine):
     def label(self, name, label, version):
         self.orders = self.orders.change(name, lambda one: one.label(label, version))
 
-    @rule(names=st.none() | st.sets(NAMES), retry=st.booleans())
+    @rule(version=VERSIONS, of_a=VERSIONS, of_b=VERSIONS)
+    def publish_combination(self, version, of_a, of_b):
+        self.source.content.setdefault("a", {})
+        self.source.content.setdefault("b", {})
+        self.source.combine(version, ("a", of_a), ("b", of_b))
+
+    @rule(version=VERSIONS)
+    def delete_combination(self, version):
+        self.source.combined.get("c", {}).pop(version, None)
+
+    @rule(version=st.none() | VERSIONS, verb=st.sampled_from(["load", "unload"]))
+    def order_combination(self, version, verb):
+        self.order("c", version, verb)
+
+    @rule(names=st.none() | st.sets(st.sampled_from(["a", "b", "c"])), retry=st.booleans())
     def follow(self, names, retry):
         before = dict(self.live.serving)
+        combined = dict(self.live.combinations)
         settled = self.live.settle(self.orders, names, retry=retry)
         # Until it is committed, nothing changes.
-        assert self.live.serving == before
+        assert (self.live.serving, self.live.combinations) == (before, combined)
         self.live.commit(settled)
+        self.check_combinations(combined)
+        if combined or self.live.combinations:
+            return  # it keeps members in service, which the checks of bundles know nothing of
+        if names is not None:
+            names = names - {"c"}
         for name in {"a", "b"} if names is None else names:
             self.check(name, {version for of, version in before if of == name})
         for key in before:
             if names is not None and key[0] not in names:
                 assert self.live.serving[key] is before[key]
+
+    def check_combinations(self, before):
+        live, source = self.live, self.source
+        for key, one in live.combinations.items():
+            # The members that it was made of are those that serve.
+            members = zip(one.manifest.members, one.models, strict=True)
+            for member, model in members:
+                assert member.digest == model.bundle.digest
+                assert live.serving[model.name, model.version] is model
+            assert key in before or one.manifest == source.combined["c"][key[1]]
+        if self.orders.of("c").is_unloaded:
+            assert not live.combinations
+        # What can serve by itself does, if the policy or an order chooses it.
+        newest = max(source.combined.get("c", {}), default=None)
+        if newest is None or self.orders.of("c").keeps_out(newest):
+            return
+        for member in source.combined["c"][newest].members:
+            name, version = member.model[0], int(member.model[2:])
+            content = source.content.get(name, {}).get(version, "bad")
+            if content.startswith("bad") or self.orders.of(name).keeps_out(version):
+                return
+            if digest_of(content) != member.digest:
+                return
+        assert ("c", newest) in live.combinations
 
     def check(self, name, before):
         served = serving(self.live, name)
@@ -149,7 +227,7 @@ class LiveSetMachine(RuleBasedStateMachine):
             assert served
         # What is good in the repository serves as the repository has it.
         for version in served & good:
-            assert self.live.serving[name, version].bundle.digest == content[version]
+            assert self.live.serving[name, version].bundle.content == content[version]
 
     @invariant()
     def failures_are_shown_and_only_about_what_does_not_serve_as_it_is(self):
@@ -193,7 +271,7 @@ def test_a_version_replaced_by_a_broken_one_serves_on_as_it_was(source):
     settle(live)
     source.content["a"][1] = "bad"
     settle(live)
-    assert live.serving["a", 1].bundle.digest == "good1"
+    assert live.serving["a", 1].bundle.content == "good1"
     assert live.unavailable()[0].state == "failed"
 
 

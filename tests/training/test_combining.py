@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bundle.combination import read_combinations
+from service.bundle.combination import COMBINATION_FILE, read_combination
+from service.bundle.repository import list_versions
 from training.combination_commands import make_ensemble, tune_cascade
 from training.combining import Thresholds
 from training.errors import TrainingError
@@ -119,7 +120,7 @@ def save_digits(folder, count=300):
 
 def test_cascade_is_published_with_what_it_gives_on_images_that_did_not_choose_it(run):
     made = run(tune_cascade, BUNDLE, f"{BUNDLE}:hflip", "--name", "fast", "--max-cost", "5")
-    (found,) = read_combinations(run.repository)
+    found = read_combination(run.repository / "fast" / "1")
     first, last = found.manifest.members
     assert (first.tta, last.tta) == ("none", "hflip")
     assert first.escalate_below is not None
@@ -133,7 +134,7 @@ def test_unreachable_accuracy_is_told_with_what_can_be_reached(run):
     arguments = (BUNDLE, f"{BUNDLE}:hflip", "--name", "fast", "--accuracy", "1.0")
     with pytest.raises(TrainingError, match=r"the best gives 0\.\d+"):
         run(tune_cascade, *arguments)
-    assert read_combinations(run.repository) == []
+    assert list_versions(run.repository, COMBINATION_FILE) == {}
 
 
 def test_ensemble_is_published_with_its_weights_and_accuracy(run):
