@@ -1,19 +1,27 @@
-"""What goes on inside a network: variance of every layer, dead ReLUs."""
+"""What goes on inside a network: the variance of every layer, and rectified units that are dead.
+
+A unit is a channel of a picture [N, C, H, W] or a feature [N, D]. It is dead when it is 0 for all
+images and places that are shown: its gradient is 0, so it learns nothing any more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.batch_norms import batch_norms, keep_batch_statistics
 
-_LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
-_RECTIFIERS = (nn.ReLU, nn.ReLU6)
+aten = torch.ops.aten
+_RECTIFIERS = {aten.relu, aten.relu_, aten.threshold, aten.threshold_}
+# ReLU6 is one of these, with bounds.
+_CLAMPS = {aten.hardtanh, aten.hardtanh_}
+_LAYERS = (nn.Conv2d, nn.Linear, nn.GELU, nn.SiLU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +29,11 @@ class LayerProbe:
     """One layer on one batch.
 
     Attributes:
-        name: of the module in the network.
+        name: of the module in the network; of a rectifier, of the one that calls it.
         kind: of the layer, as `Conv2d`.
         mean: of its output.
         variance: of its output.
-        dead_share: of a ReLU, the share of channels that are 0 at every place of every image;
-            None for other layers.
+        dead_share: of a ReLU, the share of units that are dead; None for other layers.
     """
 
     name: str
@@ -36,6 +43,38 @@ class LayerProbe:
     dead_share: float | None
 
 
+class ReluWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, looks at what every ReLU puts out, whichever way it is called.
+
+    Args:
+        on_relu: is given the output of each, and which of its units are dead, bool [C].
+    """
+
+    def __init__(self, on_relu: Callable[[Tensor, Tensor], None] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_relu = on_relu
+        self._units = 0
+        self._dead = 0
+
+    @property
+    def dead_share(self) -> float | None:
+        """The share of dead units; None where there was no ReLU."""
+        return self._dead / self._units if self._units else None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operator and look at what came out."""
+        out = func(*args, **(kwargs or {}))
+        if _is_rectifier(func, args) and isinstance(out, Tensor) and out.ndim > 1:
+            dead = (out <= 0).transpose(0, 1).flatten(1).all(dim=1)
+            self._units += len(dead)
+            self._dead += int(dead.sum())
+            if self._on_relu is not None:
+                self._on_relu(out, dead)
+        return out
+
+
 @torch.no_grad()
 def probe_layers(net: nn.Module, images: Tensor) -> tuple[LayerProbe, ...]:
     """Return what the layers of `net` put out for `images`, in the order of their computation.
@@ -43,19 +82,31 @@ def probe_layers(net: nn.Module, images: Tensor) -> tuple[LayerProbe, ...]:
     The network is left as it is: it is looked at in evaluation mode, but batch normalisation sees
     the batch as in training, so that the start of a run is not hidden by statistics of 0 and 1.
     """
-    seen: dict[str, LayerProbe] = {}
-    handles = [
-        module.register_forward_hook(_record(seen, name))
-        for name, module in net.named_modules()
-        if isinstance(module, _LAYERS)
-    ]
+    seen: list[LayerProbe] = []
+    running = [""]
+
+    def enter(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _inputs: running.append(name)
+
+    def leave(module: nn.Module, _inputs: Any, output: Any) -> None:
+        name = running.pop()
+        if isinstance(module, _LAYERS):
+            seen.append(_measured(name, type(module).__name__, output))
+
+    def note_relu(output: Tensor, dead: Tensor) -> None:
+        seen.append(_measured(running[-1], "ReLU", output, float(dead.float().mean())))
+
+    handles = []
+    for name, module in net.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
     try:
-        with _batch_statistics(net):
+        with _batch_statistics(net), ReluWatch(note_relu):
             net(images)
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(seen.values())
+    return tuple(seen)
 
 
 def describe_probe(layers: tuple[LayerProbe, ...]) -> str:
@@ -75,21 +126,20 @@ def probe_to_dict(layers: tuple[LayerProbe, ...]) -> list[Mapping[str, Any]]:
     return [asdict(one) for one in layers]
 
 
-def _record(seen: dict[str, LayerProbe], name: str) -> Any:
-    def hook(module: nn.Module, _: object, output: Tensor) -> None:
-        values = output.float()
-        channels = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values[None]
-        is_rectifier = isinstance(module, _RECTIFIERS)
-        # A module that is used several times is told of once, the last time.
-        seen[name] = LayerProbe(
-            name=name,
-            kind=type(module).__name__,
-            mean=float(values.mean()),
-            variance=float(values.var(correction=0)),
-            dead_share=float((channels <= 0).all(dim=1).float().mean()) if is_rectifier else None,
-        )
+def _is_rectifier(func: Any, args: Sequence[Any]) -> bool:
+    is_clamp = func.overloadpacket in _CLAMPS and len(args) > 1 and args[1] == 0
+    return is_clamp or func.overloadpacket in _RECTIFIERS
 
-    return hook
+
+def _measured(name: str, kind: str, output: Tensor, dead_share: float | None = None) -> LayerProbe:
+    values = output.float()
+    return LayerProbe(
+        name=name,
+        kind=kind,
+        mean=float(values.mean()),
+        variance=float(values.var(correction=0)),
+        dead_share=dead_share,
+    )
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from training.dead_relus import ReluWatch
 from training.loading import Batch
+from training.probe import ReluWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from service.cli import main
 from training.curves import read_curves
-from training.dead_relus import ReluWatch
 from training.diagnose import diagnose
+from training.probe import ReluWatch
 
 FOLDER = Path(__file__).parent / "histories"
 # All that is to be found in each recorded run, and nothing else.

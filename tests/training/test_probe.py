@@ -7,7 +7,8 @@ from torch import nn
 
 from training.cli import probe
 from training.models.initialise import initialise
-from training.probe import describe_probe, probe_layers
+from training.models.registry import build_model
+from training.probe import ReluWatch, describe_probe, probe_layers
 
 
 def deep(scheme=None):
@@ -38,6 +39,19 @@ def test_dead_relus_are_those_that_never_fire():
     assert (conv.name, conv.kind, conv.dead_share) == ("0", "Conv2d", None)
     assert relu.dead_share == 3 / 8
     assert "37.5%" in describe_probe((conv, relu))
+
+
+def test_relus_that_are_called_without_a_module_are_probed_too():
+    net = build_model("seed:cifar_resnet20", classes=3)
+    found = probe_layers(net, torch.randn(4, 3, 16, 16))
+    named = [one.name for one in found if one.kind == "ReLU"]
+    # The stem, and in each of nine blocks the one inside and the one behind the sum.
+    assert len(named) == 19
+    assert named[:3] == ["stem.2", "stages.0.0.body.2", "stages.0.0"]
+    assert all(one.dead_share is not None for one in found if one.kind == "ReLU")
+    with ReluWatch() as watch, torch.no_grad():
+        nn.ReLU6()(torch.tensor([[1.0, -1.0], [8.0, -2.0]]))
+    assert watch.dead_share == 0.5
 
 
 def test_the_network_is_left_as_it_was():
