@@ -28,6 +28,7 @@ __all__ = [
     "OptimRecipe",
     "Recipe",
     "TrainRecipe",
+    "apply_override",
     "dump_recipe",
     "load_recipe",
     "recipe_from_dict",
@@ -53,7 +54,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path}: {error}") from error
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     return recipe_from_dict(document, origin=str(path))
 
 
@@ -81,7 +82,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return json.dumps(recipe_to_dict(recipe), indent=2) + "\n"
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in a parsed document."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):

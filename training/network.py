@@ -41,19 +41,30 @@ def build_network(recipe: ModelRecipe, *, classes: int, is_trained: bool = False
 
 
 def load_backbone(net: nn.Module, source: Path, classes: int) -> None:
-    """Load weights into `net`; a classifier of another number than `classes` stays as it is.
+    """Load weights into `net`; another classifier stays as it is: of other classes, or other kind.
 
     Raises:
         TrainingError: they belong to another network.
     """
     path = source / "best.safetensors" if source.is_dir() else source
     weights, own = load_weights(path), net.state_dict()
+    _replace_other_classifier(own, weights)
     for key in _classifier_of_others(own, weights, classes):
         weights[key] = own[key]
     problem = _mismatch(own, weights)
     if problem:
         raise TrainingError(f"{path}: weights of another network: {problem}")
     net.load_state_dict(weights)
+
+
+def _replace_other_classifier(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Put our `head` in the place of the one layer of the weights that we do not have."""
+    missing, unknown = own.keys() - weights, weights.keys() - own
+    is_head_alone = all(key.startswith("head.") for key in missing)
+    if missing and is_head_alone and len({key.rpartition(".")[0] for key in unknown}) == 1:
+        for key in unknown:
+            del weights[key]
+        weights.update({key: own[key] for key in missing})
 
 
 def _classifier_of_others(

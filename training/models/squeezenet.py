@@ -10,13 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _LAST_CHANNELS = 512
+_CLASSIFIERS = ("convolution", "linear")
 
 
 class SqueezeNet11(nn.Module):
-    """1,235,496 parameters at 1,000 classes; its classifier is a convolution, then an average."""
+    """1,235,496 parameters at 1,000 classes.
 
-    def __init__(self, classes: int, dropout: float = 0.5) -> None:
+    Args:
+        classes: number of outputs.
+        dropout: before the classifier.
+        classifier: "convolution", then ReLU and an average, as published; "linear" reads the
+            averaged maps, for transfer: features can be cached then, and logits may be negative.
+    """
+
+    def __init__(self, classes: int, dropout: float = 0.5, classifier: str = "convolution") -> None:
         super().__init__()
+        if classifier not in _CLASSIFIERS:
+            raise ValueError(f"classifier must be {' or '.join(_CLASSIFIERS)}, got {classifier}")
         # Positions in these sequences are names in weight files; layers without weights count too.
         self.features = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=0),
@@ -33,6 +43,12 @@ class SqueezeNet11(nn.Module):
             Fire(384, 64, 256),
             Fire(512, 64, 256),
         )
+        if classifier == "linear":
+            self.dropout = nn.Dropout(dropout)
+            self.head = nn.Linear(_LAST_CHANNELS, classes)
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+            return
         last = nn.Conv2d(_LAST_CHANNELS, classes, kernel_size=1)
         nn.init.normal_(last.weight, std=0.01)
         self.classifier = nn.Sequential(nn.Dropout(dropout), last, nn.ReLU())
@@ -44,6 +60,9 @@ class SqueezeNet11(nn.Module):
     def forward_with_embedding(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [N, C] and the averaged feature maps [N, 512] below the classifier."""
         maps = self.features(images)
+        if hasattr(self, "head"):
+            embedding = maps.mean(dim=(2, 3))
+            return self.head(self.dropout(embedding)), embedding
         return self.classifier(maps).mean(dim=(2, 3)), maps.mean(dim=(2, 3))
 
 
