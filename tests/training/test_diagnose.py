@@ -69,7 +69,7 @@ def recorder():
     return module
 
 
-@pytest.mark.parametrize("case", ["wrong-sign", "not-learning"])
+@pytest.mark.parametrize("case", ["wrong-sign", "not-learning", "unshuffled"])
 def test_a_run_trained_just_now_shows_it_too(recorder, case, tmp_path):
     history, images = recorder.CASES[case]()
     path = tmp_path / "history.jsonl"

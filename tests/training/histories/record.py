@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from training import loading, train
+from training import loaders, loading, train, trainer_setup
 from training.config import Recipe, load_recipe
 from training.data import Dataset, Splits, load_digits_images, split_stratified
 
@@ -72,9 +72,10 @@ def record(
         return TinyNet(len(dataset.class_names), width, depth, bias)
 
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        stack.enter_context(patch.object(train, "_build_net", build))
+        stack.enter_context(patch.object(trainer_setup, "_build_net", build))
         for name, mistake in (mistakes or {}).items():
-            stack.enter_context(patch.object(train, name, mistake))
+            place = trainer_setup if hasattr(trainer_setup, name) else loaders
+            stack.enter_context(patch.object(place, name, mistake))
         run = train.train(recipe, run_dir=Path(folder) / "run", is_progress_shown=False)
         lines = (run / "history.jsonl").read_text().splitlines()
         facts = json.loads((run / "run.json").read_text())
@@ -111,7 +112,7 @@ class SortedLoader(loading.MemoryLoader):
 
 @contextmanager
 def _unshuffled() -> Iterator[None]:
-    def in_order(images: int, batch_size: int, *, seed: int, epoch: int) -> Tensor:
+    def in_order(images: int, batch_size: int, **_: object) -> Tensor:
         full = images // batch_size
         return torch.arange(full * batch_size).view(full, batch_size)
 
