@@ -10,6 +10,7 @@ runs/<name>-<seed>/
   unreadable.json     images that were left out, where the recipe puts up with some
   probe.jsonl         variance and dead ReLUs of every layer, where the recipe asks for them
   features-*.safetensors  of a resting backbone, where the recipe caches them
+  tensorboard/, mlflow-run.txt  where `--log-to` asks for them
   result.json         written once the run is complete
   curves.png
 """

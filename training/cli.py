@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from service.bundle.manifest import TtaPolicy
+    from training.run_loggers import LoggerName
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -47,6 +48,12 @@ _json_option = click.option("--json", "is_json", is_flag=True, help="Print one J
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@click.option(
+    "--log-to",
+    type=click.Choice(["tensorboard", "mlflow"]),
+    multiple=True,
+    help="Tell it of each epoch too; RUN_DIR/tensorboard, or where MLFLOW_TRACKING_URI says.",
+)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @_json_option
 def train(
@@ -56,23 +63,28 @@ def train(
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
+    log_to: tuple[LoggerName, ...],
     quiet: bool,
     is_json: bool,
 ) -> None:
     """Train a RECIPE (TOML) into a run folder and print the folder."""
     from training.config import load_recipe
+    from training.run_loggers import open_loggers
     from training.train import default_run_dir
     from training.train import train as train_recipe
 
     seeded = () if seed is None else (f"seed={seed}",)
     resolved = load_recipe(recipe, (*overrides, *seeded))
-    folder = train_recipe(
-        resolved,
-        run_dir=default_run_dir(resolved) if run_dir is None else run_dir,
-        resume=resume,
-        device=device,
-        is_progress_shown=not quiet,
-    )
+    folder = default_run_dir(resolved) if run_dir is None else run_dir
+    with open_loggers(log_to, resolved, folder) as on_epoch:
+        train_recipe(
+            resolved,
+            run_dir=folder,
+            resume=resume,
+            device=device,
+            is_progress_shown=not quiet,
+            on_epoch=on_epoch,
+        )
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
 

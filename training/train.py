@@ -19,6 +19,7 @@ from training.distributed import join_team
 from training.errors import TrainingError
 from training.hardware import choose_device, cpu_threads
 from training.progress import TrainingProgress
+from training.run_loggers import EpochLogger
 from training.trainer_setup import build_trainer
 
 
@@ -35,6 +36,7 @@ def train(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     is_progress_shown: bool = True,
     on_step: Callable[[int], None] | None = None,
+    on_epoch: EpochLogger | None = None,
 ) -> Path:
     """Train and return the run folder.
 
@@ -45,6 +47,7 @@ def train(
         device: `auto` is the GPU where there is one.
         is_progress_shown: a bar and a line an epoch on stderr.
         on_step: called after each step with its number, counted from 1.
+        on_epoch: called with each record of the history, by the process that writes.
 
     Raises:
         TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged.
@@ -69,6 +72,8 @@ def train(
                 while trainer.step < trainer.total_steps and not trainer.is_stalled:
                     tally = trainer.train_epoch(progress)
                     trainer.finish_epoch(tally, progress)
+                    if on_epoch is not None and team.is_writer:
+                        on_epoch(trainer.history[-1])
             except KeyboardInterrupt:
                 raise TrainingError(
                     f"{run_dir}: interrupted at step {trainer.step}; --resume goes on from the "
