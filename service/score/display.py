@@ -43,7 +43,8 @@ def make_display(*, as_json: bool) -> Display:
 
 def describe(progress: Progress) -> str:
     """Returns one line for people."""
-    of = f" of {progress.total:,}" if progress.total is not None else ""
+    about = "" if progress.is_total_exact else "about "
+    of = f" of {about}{progress.total:,}" if progress.total is not None else ""
     eta = f", {_clock(progress.eta_s)} left" if progress.eta_s is not None else ""
     return (
         f"{progress.done:,}{of} images, {progress.images_per_second:,.1f}/s{eta}, "

@@ -28,8 +28,20 @@ class Fingerprint:
     images: int | None
 
 
+@dataclass(slots=True)
+class Streamed:
+    """Images and bytes of the shards that were read from front to back."""
+
+    images: int = 0
+    bytes: int = 0
+
+
 class Inputs:
-    """What the arguments of a job name."""
+    """What the arguments of a job name.
+
+    Attributes:
+        streamed: What was read so far of shards that cannot be walked.
+    """
 
     def __init__(self, given: Sequence[str], *, column: str | None, max_bytes: int) -> None:
         """Remembers the arguments; nothing is opened yet.
@@ -42,6 +54,7 @@ class Inputs:
         self._given = tuple(given)
         self._column = column
         self._max_bytes = max_bytes
+        self.streamed = Streamed()
 
     def fingerprint(self) -> Fingerprint:
         """Returns the fingerprint; every folder is listed, no file is opened.
@@ -50,7 +63,7 @@ class Inputs:
             ScoreError: Something cannot be listed, or there is no file at all.
         """
         digest, files, has_shards = hashlib.sha256(), 0, False
-        for found in self._files():
+        for found in self.files():
             name = found.address.encode("utf-8", "surrogateescape")
             digest.update(name + b"\0" + found.facts.encode() + b"\0")
             files += 1
@@ -70,18 +83,24 @@ class Inputs:
             ScoreError: A list or table cannot be read.
         """
         position = 0
-        for found in self._files():
-            for path, place in self._open(found, position, needs):
+        for found in self.files():
+            start = position
+            for path, place in self.open(found, position, needs):
                 if needs.limit is not None and position >= needs.limit:
                     return
                 yield Entry(position, path, place)
                 position += 1
+            if is_streamed(found):
+                self.streamed.images += position - start
+                self.streamed.bytes += found.size
 
-    def _files(self) -> Iterator[FoundFile]:
+    def files(self) -> Iterator[FoundFile]:
+        """Yields every file, in order; ScoreError when something cannot be listed."""
         for given in self._given:
             yield from list_files(given)
 
-    def _open(self, found: FoundFile, position: int, needs: Needs) -> Iterator[tuple[str, Place]]:
+    def open(self, found: FoundFile, position: int, needs: Needs) -> Iterator[tuple[str, Place]]:
+        """Yields (path, place) of what is in a file whose first image is at `position`."""
         address = found.address
         match _kind(found):
             case "tar":
@@ -97,6 +116,11 @@ class Inputs:
                 yield from tables.list_lines(address)
             case _:
                 yield address, File(address)
+
+
+def is_streamed(found: FoundFile) -> bool:
+    """Whether a file is a shard whose images are only known when all of it was read."""
+    return _kind(found) == "tar" and not tar_shards.is_walkable(found.address)
 
 
 def _kind(found: FoundFile) -> str:

@@ -18,6 +18,7 @@ from service.bundle.repository import Bundle
 from service.bundle_source import open_cache, open_source
 from service.cores import count_cores
 from service.environment import load_settings
+from service.score.census import Census
 from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
 from service.score.errors import JobFailed, ScoreError
@@ -195,12 +196,15 @@ class _Job:
             return stopped
 
         state = "failed"
+        census = Census(self._inputs, needs) if progress.total is None else None
         try:
             chunker = Chunker(self._inputs.entries(needs), needs)
             for scored in self._engine.run(chunker, asked_to_stop):
                 part.add(scored)
                 progress.add(scored.rows, scored.spent)
                 progress.committed = progress.done - len(part)
+                if census is not None:
+                    progress.total, progress.is_total_exact = census.total()
                 watch(progress)
                 if self._is_hopeless(progress, at_end=False):
                     break
@@ -208,12 +212,16 @@ class _Job:
                 state = "stopped" if stopped else "done"
             part.flush()
             progress.committed = progress.done
+            if state == "done":
+                progress.total, progress.is_total_exact = progress.done, True
             if state == "done" and self._is_hopeless(progress, at_end=True):
                 state = "failed"
         except KeyboardInterrupt:
             state = "stopped"
             raise
         finally:
+            if census is not None:
+                census.close()
             if progress.committed < progress.done:
                 progress.counts = dataset.count_done()
             dataset.finish(state, progress.counts, {"last_run": progress.describe()})

@@ -24,11 +24,13 @@ class FoundFile:
 
     Attributes:
         address: Path or URL.
+        size: In bytes; 0 when the server does not say.
         facts: What changes when its content does: its size, and its time or tag.
         is_named: Whether it was named or globbed for, not met while a folder was walked.
     """
 
     address: str
+    size: int
     facts: str
     is_named: bool
 
@@ -76,7 +78,7 @@ def _walk(folder: str) -> Iterator[FoundFile]:
 
 
 def _found(address: str, stat: os.stat_result, *, is_named: bool) -> FoundFile:
-    return FoundFile(address, f"{stat.st_size} {stat.st_mtime_ns}", is_named)
+    return FoundFile(address, stat.st_size, f"{stat.st_size} {stat.st_mtime_ns}", is_named)
 
 
 def _list_remote(given: str) -> Iterator[FoundFile]:
@@ -102,7 +104,7 @@ def _list_remote(given: str) -> Iterator[FoundFile]:
         facts = " ".join(str(about[fact]) for fact in ("size", *_FACTS) if fact in about)
         is_named = is_glob or name.rstrip("/") == path.rstrip("/")
         if is_named or not _is_hidden(name.removeprefix(path)):
-            yield FoundFile(files.unstrip_protocol(name), facts, is_named)
+            yield FoundFile(files.unstrip_protocol(name), about.get("size") or 0, facts, is_named)
 
 
 def _is_hidden(name: str) -> bool:

@@ -15,7 +15,8 @@ class Progress:
     """How far a job is.
 
     Attributes:
-        total: Images of the job; None when only the end will tell.
+        total: Images of the job; None as long as nobody knows.
+        is_total_exact: Or told from the part of the shards that was read.
         resumed: Images that were done before.
         counts: Statuses and error codes of all images that are done.
         workers: Processes at work.
@@ -27,6 +28,7 @@ class Progress:
     counts: Counter[str]
     workers: int
     committed: int = 0
+    is_total_exact: bool = True
     began: float = field(default_factory=time.monotonic)
     spent: Spent = field(default_factory=Spent)
 
@@ -72,6 +74,7 @@ class Progress:
         return {
             "done": self.done,
             "total": self.total,
+            "is_total_exact": self.is_total_exact,
             "resumed": self.resumed,
             "committed": self.committed,
             "errors": self.errors,

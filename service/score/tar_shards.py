@@ -48,7 +48,7 @@ def list_members(
         max_bytes: Members larger than that are not read.
     """
     try:
-        if address.endswith(".tar") and not is_url(address):
+        if is_walkable(address):
             with Path(address).open("rb") as file:
                 yield from _walk(address, file)
         else:
@@ -56,6 +56,11 @@ def list_members(
                 yield from _read(file, start, needs, max_bytes)
     except Exception as error:  # noqa: BLE001 - a damaged shard is a row, like a damaged image
         yield "", Broken(f"{type(error).__name__}: {error}")
+
+
+def is_walkable(address: str) -> bool:
+    """Whether the images of a shard can be found without reading them."""
+    return address.endswith(".tar") and not is_url(address)
 
 
 def _walk(address: str, file: IO[bytes]) -> Iterator[tuple[str, Place]]:
