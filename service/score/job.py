@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from service.bundle.repository import Bundle
-from service.bundle_source import open_cache, open_source
-from service.cores import count_cores
 from service.environment import load_settings
 from service.score.census import Census
 from service.score.chunker import Chunker
 from service.score.dataset import Dataset, check_empty
+from service.score.engines import ScoringEngine, open_engine
 from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder
 from service.score.http_transport import HttpTransport
@@ -28,35 +26,16 @@ from service.score.inputs import Inputs
 from service.score.lock import Lock
 from service.score.needs import Needs
 from service.score.options import ScoreOptions
-from service.score.pool import Scored, WorkerPool
+from service.score.pool import Scored
 from service.score.progress import Progress
 from service.score.row import Row, Stamp, tabulate
-from service.score.snapshot import take_snapshot
 from service.score.tables import import_pyarrow
 from service.score.transport import Connect
-from service.score.worker import Ready, Setup
 from service.settings import Settings
 
 # An error rate says little about fewer images than that.
 _FEW_IMAGES: Final = 1_000
 _PART_BYTES: Final = 64 * 2**20
-
-
-class ScoringEngine(Protocol):
-    """What turns entries into rows."""
-
-    @property
-    def size(self) -> int:
-        """How many of them work side by side."""
-
-    def wait_ready(self) -> Ready:
-        """Returns where the model runs, when it can begin."""
-
-    def run(self, chunker: Chunker, should_stop: Callable[[], bool]) -> Iterator[Scored]:
-        """Yields what was scored, in the order of the input."""
-
-    def close(self) -> None:
-        """Ends what it started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +85,10 @@ def score_dataset(
         import_pyarrow()
     if not resume:
         check_empty(folder)
-    # Held until the end: so long its files stay where the workers find them.
-    bundle = None if options.url is not None else _find_bundle(settings, options.model)
-    engine, stamp = _start_engine(options, settings, connect, bundle)
-    try:
+    with open_engine(options, settings, connect) as (engine, stamp):
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)
         job = _Job(found, folder, options, stamp, engine)
         return job.run(resume=resume, watch=watch, should_stop=should_stop)
-    finally:
-        engine.close()
 
 
 class _Job:
@@ -283,42 +257,3 @@ def _open_dataset(folder: Folder, identity: dict[str, Any], *, resume: bool) -> 
 def _load_settings(options: ScoreOptions) -> Settings:
     given = {"model_repository": options.model_repository, "variant": options.variant}
     return load_settings(**{name: value for name, value in given.items() if value is not None})
-
-
-def _start_engine(
-    options: ScoreOptions, settings: Settings, connect: Connect, bundle: Bundle | None
-) -> tuple[ScoringEngine, Stamp]:
-    if bundle is None:
-        from service.score.service_engine import ServiceEngine
-
-        asking = ServiceEngine(options, settings.max_body_bytes, connect)
-        return asking, asking.stamp
-    setup = Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)
-    stamp = Stamp(
-        model=bundle.manifest.name,
-        version=bundle.manifest.version,
-        bundle_digest=bundle.digest,
-    )
-    if options.engine == "ray":
-        from service.score.ray_engine import RayPool
-
-        return RayPool(setup, options.address), stamp
-    return WorkerPool(setup, options.workers or count_cores()), stamp
-
-
-def _find_bundle(settings: Settings, reference: str) -> Bundle:
-    """Returns a copy of the bundle that a reference means now.
-
-    Raises:
-        StartError: There is no such bundle, or it is damaged.
-    """
-    source = open_source(settings)
-    name, _, version = reference.partition("@")
-    versions = source.list_versions().get(name, [])
-    if not versions or (version and version not in map(str, versions)):
-        known = ", ".join(
-            f"{one}@{each}" for one, all_of in source.list_versions().items() for each in all_of
-        )
-        raise ScoreError(f"unknown model {reference!r}; there is {known or 'none'}")
-    bundle = source.fetch(name, int(version) if version else versions[-1])
-    return take_snapshot(bundle, open_cache(settings))

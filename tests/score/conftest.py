@@ -88,7 +88,7 @@ def with_workers():
 def score(tmp_path, make_options, request, monkeypatch):
     """Returns `score(inputs, out, **options)`: runs a job into a folder of the test."""
     if "with_workers" not in request.fixturenames:
-        monkeypatch.setattr("service.score.job.WorkerPool", InProcess)
+        monkeypatch.setattr("service.score.engines.WorkerPool", InProcess)
 
     def run(
         inputs,

@@ -17,6 +17,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from service.bundle_cache import BundleCache
 from service.score import pool
 from service.score.entry import Entry, File
 from service.score.errors import JobFailed, ScoreError
@@ -215,6 +216,19 @@ def test_a_bundle_that_is_replaced_during_a_job_changes_nothing(
     assert answers["during"] == answers["before"]
     # The control: the bundle in the repository is another one by now.
     assert answers["after"] != answers["before"]
+
+
+def test_the_bundle_of_a_running_job_is_not_cleared_from_the_cache(
+    with_workers, score, photos, tmp_path
+):
+    cache = BundleCache(tmp_path / "cache", 0)
+
+    def clear():
+        cache._make_room(1)
+        return not list(cache.folder.iterdir())  # a worker that starts anew would not find it
+
+    assert score(photos, should_stop=clear).state == "done"
+    assert clear()  # the control: nobody holds it any more
 
 
 def test_the_lock_of_a_job_that_was_killed_is_taken_over(tmp_path):

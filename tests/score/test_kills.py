@@ -273,7 +273,7 @@ def test_the_loop_that_people_write_loses_everything_to_one_bad_image(
 
 MILLION = """
 import sys
-from service.score import job
+from service.score import engines, job
 from service.score.options import ScoreOptions
 from service.score.pool import Scored
 from service.score.row import Row
@@ -293,7 +293,7 @@ class Fake:
                     format="png")
                 for e in stretch.entries], Spent())
 
-job.WorkerPool = Fake
+engines.WorkerPool = Fake
 peaks, kept = [], []
 def watch(progress):
     if "--keep" in sys.argv:
