@@ -1,4 +1,4 @@
-"""Bundles behind a URL: a real server that speaks S3, and a plain web server."""
+"""Bundles behind a URL: servers that speak S3 and Google's protocol, and a plain web server."""
 
 from __future__ import annotations
 
@@ -51,6 +51,33 @@ def web(growing_repository):
 
 
 @pytest.fixture
+def google(monkeypatch, growing_repository, free_port):
+    """Returns `upload(version)`; the bucket is `gs://models/live` of a local server."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    # What it would ask the real service about a bucket; read when the package is imported.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import gcsfs
+
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket="models"):
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        files = gcsfs.GCSFileSystem(use_listings_cache=False)
+
+        def upload(version):
+            folder = growing_repository.folder / NAME / str(version)
+            for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
+                if path.is_file():
+                    target = f"models/live/{path.relative_to(growing_repository.folder)}"
+                    files.put_file(str(path), target)
+
+        upload(1)
+        yield upload
+        gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
 async def serve(tmp_path, metrics):
     """Returns `serve(url)`: a classifier over the models behind a URL."""
     made = []
@@ -90,6 +117,21 @@ async def test_a_bucket_is_served_and_a_new_version_of_it_rolled_out(
     (shown,) = classifier.describe_unavailable()
     assert (shown.version, shown.state) == (3, "failed")
     assert "is not the file that was published" in shown.reason
+
+
+async def test_a_google_bucket_is_served_and_a_changed_version_noticed(
+    google, serve, growing_repository
+):
+    classifier = await serve("gs://models/live")
+    assert await version_of_answer(classifier, growing_repository) == 1
+    growing_repository.publish_broken(2)
+    google(2)
+    await classifier.rollout.follow()
+    assert await version_of_answer(classifier, growing_repository) == 1
+    growing_repository.publish(2)
+    google(2)
+    await classifier.rollout.follow()
+    assert await version_of_answer(classifier, growing_repository) == 2
 
 
 async def test_a_web_server_is_served_and_watched(
