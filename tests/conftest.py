@@ -129,7 +129,13 @@ class GrowingRepository:
         return (self.first_class + version - 1) % 10
 
     def publish(
-        self, version: int, *, name: str = NAME, answers_as: int | None = None, padding_mib: int = 0
+        self,
+        version: int,
+        *,
+        name: str = NAME,
+        answers_as: int | None = None,
+        padding_mib: int = 0,
+        fails_on_white: bool = False,
     ) -> Path:
         """Publishes a version at once, as an export does; returns its folder."""
         import onnx
@@ -148,6 +154,8 @@ class GrowingRepository:
                     constant.CopyFrom(numpy_helper.from_array(moved.copy(), constant.name))
             if padding_mib:
                 _pad(model, padding_mib)
+            if fails_on_white:
+                _fail_on_white(model)
             onnx.save(model, staging / "model.onnx")
             golden = json.loads((staging / "golden/golden.json").read_text())
             for sample in golden["samples"]:
@@ -192,6 +200,27 @@ def _pad(model, mebibytes: int) -> None:
             helper.make_node("MatMul", ["logits", "padding"], ["wide"]),
             helper.make_node("MatMul", ["wide", "nothing"], ["zeros"]),
             helper.make_node("Add", ["logits", "zeros"], ["padded"]),
+            softmax,
+        ]
+    )
+
+
+def _fail_on_white(model) -> None:
+    """Lets a graph answer NaN for an image that is white all over, and for that alone."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(0.999), "white"))
+    softmax = graph.node.pop()
+    logits = softmax.input[0]
+    softmax.input[0] = "damaged"
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["embedding"], ["brightness"]),
+            helper.make_node("Sub", ["white", "brightness"], ["below_white"]),
+            helper.make_node("Sqrt", ["below_white"], ["not_a_number"]),  # of what is negative
+            helper.make_node("Sub", ["not_a_number", "not_a_number"], ["nothing_or_nan"]),
+            helper.make_node("Add", [logits, "nothing_or_nan"], ["damaged"]),
             softmax,
         ]
     )
