@@ -19,13 +19,11 @@ def run_batch(lane: Lane, jobs: list[Job], start: float, metrics: Metrics) -> li
     when the batch was formed, on `time.monotonic`'s clock.
     """
     extra = tuple({name: None for job in jobs for name in job.outputs})
-    probabilities, *others = _run_views(lane, [job.decoded.views for job in jobs], extra, metrics)
+    probabilities, *others = _run_views(lane, [job.decoded.views for job in jobs], extra)
     infer_s = time.monotonic() - start
     lane.note_run(infer_s, len(probabilities))
-    name, _, version = lane.name.partition("@")
     metrics.models.observe_batch(
-        name,
-        version,
+        lane.name,
         len(probabilities),
         decode_s=sum(job.decode_s for job in jobs),
         infer_s=infer_s,
@@ -54,14 +52,13 @@ def run_batch(lane: Lane, jobs: list[Job], start: float, metrics: Metrics) -> li
 
 
 def _run_views(
-    lane: Lane, views: list[NDArray[np.uint8]], extra: tuple[str, ...], metrics: Metrics
+    lane: Lane, views: list[NDArray[np.uint8]], extra: tuple[str, ...]
 ) -> list[NDArray[np.float32]]:
     """Returns probabilities [N, C] and the extra outputs of all views, in parts if need be."""
     batch = views[0] if len(views) == 1 else np.concatenate(views)
     parts = []
     for start in range(0, len(batch), lane.max_batch_views):
         part = batch[start : start + lane.max_batch_views]
-        metrics.observe_batch(lane.name, len(part))
         if extra:
             assert lane.run_outputs is not None
             parts.append(lane.run_outputs(part, ("probabilities", *extra)))

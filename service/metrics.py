@@ -29,7 +29,6 @@ from service.model_metrics import ModelMetrics
 from service.traffic_metrics import Tally, TrafficMetrics, read_tally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 CacheResult = Literal["hit", "miss", "shared"]
 # Of a version that is not served: it gives other answers than it was published with, its files are
@@ -91,13 +90,6 @@ class Metrics:
             "Time from the head of a request to its answer.",
             ("transport", "route"),
             buckets=_SECONDS,
-            registry=registry,
-        )
-        self._batch_views = Histogram(
-            "fivecrop_batch_views",
-            "Views in a batch that ran.",
-            ("model",),
-            buckets=_VIEWS,
             registry=registry,
         )
         self._queue_views = Gauge(
@@ -190,7 +182,6 @@ class Metrics:
         # image, and their labels are bounded.
         self._requests_of = cache(self._requests.labels)
         self._request_seconds_of = cache(self._request_seconds.labels)
-        self._batch_views_of = cache(self._batch_views.labels)
         self._inflight_of = cache(self._inflight.labels)
         self._predictions_of = cache(self._predictions.labels)
         self._top1_score_of = cache(self._top1_score.labels)
@@ -220,10 +211,6 @@ class Metrics:
     def track_inflight(self, transport: str) -> AbstractContextManager[None]:
         """Counts a request as being answered while the body runs."""
         return self._inflight_of(transport).track_inprogress()
-
-    def observe_batch(self, model: str, views: int) -> None:
-        """Records the size of a batch that is about to run."""
-        self._batch_views_of(model).observe(views)
 
     def set_queue_views(self, views: int) -> None:
         """Shows how many views are admitted and not yet answered."""

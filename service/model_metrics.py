@@ -20,6 +20,7 @@ _SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+_VIEWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class ModelMetrics:
@@ -49,6 +50,13 @@ class ModelMetrics:
             registry=registry,
             multiprocess_mode="max",
         )
+        batch_views = Histogram(
+            "fivecrop_batch_views",
+            "Views in a batch that ran.",
+            ("model",),
+            buckets=_VIEWS,
+            registry=registry,
+        )
         batches = Counter(
             "fivecrop_batches", "Batches that ran, by size.", (*model, "views"), registry=registry
         )
@@ -67,7 +75,14 @@ class ModelMetrics:
         )
         self._image_seconds_of = cache(image_seconds.labels)
         self._last_image_of = cache(last_image.labels)
-        self._batches_of = cache(batches.labels)
+        self._batch_of = cache(
+            lambda reference, views: (
+                batch_views.labels(reference),
+                batches.labels(*reference.split("@"), views),
+                batch_seconds.labels(*reference.split("@"), views, "decode"),
+                batch_seconds.labels(*reference.split("@"), views, "infer"),
+            )
+        )
         self._batch_seconds_of = cache(batch_seconds.labels)
 
     def observe_stages(
@@ -89,13 +104,13 @@ class ModelMetrics:
                 labels = {"model": name, "version": str(version), "stage": stage}
                 self._exemplars.note("fivecrop_stage_seconds", labels, _SECONDS, value, trace_id)
 
-    def observe_batch(
-        self, name: str, version: str, views: int, *, decode_s: float, infer_s: float
-    ) -> None:
-        """Counts a batch that ran; `decode_s` is the sum over its images."""
-        self._batches_of(name, version, views).inc()
-        self._batch_seconds_of(name, version, views, "decode").inc(decode_s)
-        self._batch_seconds_of(name, version, views, "infer").inc(infer_s)
+    def observe_batch(self, reference: str, views: int, *, decode_s: float, infer_s: float) -> None:
+        """Counts a batch of NAME@VERSION that ran; `decode_s` is the sum over its images."""
+        size, batches, decode, infer = self._batch_of(reference, views)
+        size.observe(views)
+        batches.inc()
+        decode.inc(decode_s)
+        infer.inc(infer_s)
 
     def observe_answer(self, name: str, version: int, seconds: float) -> None:
         """Counts an image that was answered, from the response cache or by the model."""

@@ -184,7 +184,7 @@ def test_any_mix_of_poison_and_good_images_gives_the_good_ones_their_answers(val
         max_queue_bytes=10**6,
         metrics=Metrics(),
     )
-    lane = Lane(name="m", run=mean_pixel, max_batch_views=8, good_batch_views=8, max_delay_s=0.0)
+    lane = Lane(name="m@1", run=mean_pixel, max_batch_views=8, good_batch_views=8, max_delay_s=0.0)
     batcher.add_lane(lane)
     desk = Desk(batcher, lane)
     for value in values:
