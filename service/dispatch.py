@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Never
 
@@ -66,7 +67,7 @@ def _settle_soon(
     outcome: Outcome | Exception,
 ) -> None:
     """Hands a worker thread's outcome to the event loop."""
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(_settle, answer, outcome)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -56,7 +57,9 @@ class HttpConnection(HttpToolsProtocol):
         cycle.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         if cycle.scope["method"] != "HEAD":  # its answer has no second write
             cycle.transport = _JoinedWrites(cycle)
-        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+        # A pipelined request is begun inside the task of the one before: whose it was, and which
+        # key it had, must not pass on.
+        Context().run(super()._start_asgi_task, cycle, app)  # type: ignore[arg-type]
 
 
 class _JoinedWrites(asyncio.Transport):

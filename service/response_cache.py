@@ -103,19 +103,21 @@ class ResponseCache:
             count("hit")
             return found[0], True
         flight = self._flights.get(key)
-        is_first = flight is None
+        # One that everybody left is being cancelled, which takes the loop a few steps.
+        is_first = flight is None or flight.is_abandoned
         count("miss" if is_first else "shared")
-        if flight is None:
+        if flight is None or flight.is_abandoned:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(ask()))
-            flight.answer.add_done_callback(lambda answer: self._land(key, answer))
+            flight.answer.add_done_callback(partial(self._land, key, flight))
         return await flight.join(), not is_first
 
     def _count(self, model: Model, start: float, result: CacheResult) -> None:
         seconds = time.monotonic() - start
         self._metrics.count_cache(model.name, model.version, result, seconds)
 
-    def _land(self, key: Hashable, answer: asyncio.Future[Classification]) -> None:
-        del self._flights[key]
+    def _land(self, key: Hashable, flight: _Flight, answer: asyncio.Future[Classification]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
         # Asking for the exception also keeps asyncio from reporting it as unseen.
         if not answer.cancelled() and answer.exception() is None:
             self._keep(key, answer.result())
@@ -135,10 +137,11 @@ class ResponseCache:
 class _Flight:
     """A question that is being asked, and how many wait for its answer."""
 
-    __slots__ = ("_waiting", "answer")
+    __slots__ = ("_waiting", "answer", "is_abandoned")
 
     def __init__(self, answer: asyncio.Future[Classification]) -> None:
         self.answer = answer
+        self.is_abandoned = False
         self._waiting = 0
 
     async def join(self) -> Classification:
@@ -148,6 +151,7 @@ class _Flight:
         finally:
             self._waiting -= 1
             if self._waiting == 0:
+                self.is_abandoned = True
                 self.answer.cancel()
 
 

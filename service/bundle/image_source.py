@@ -87,9 +87,8 @@ def digest_source(source: ImageSource) -> bytes:
 
 def encode_pixels(image: PixelImage) -> bytes:
     """Returns the image as a PNG, which loses nothing."""
-    pixels = np.frombuffer(image.content, np.uint8).reshape(image.height, image.width, 3)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    Image.fromarray(image.to_array()).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -138,10 +138,12 @@ async def test_a_share_is_about_that_share(make, make_png, captured):
     assert 60 < len(captured()) < 140  # four standard deviations
 
 
-async def test_pixels_become_a_file_and_tensors_are_left_out(make, captured, metrics):
+@pytest.mark.parametrize("is_planar", [False, True])
+async def test_pixels_become_a_file_and_tensors_are_left_out(make, captured, metrics, is_planar):
     model = make()
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    source = PixelImage(content=memoryview(pixels.tobytes()), width=9, height=6)
+    content = (pixels.transpose(2, 0, 1) if is_planar else pixels).tobytes()
+    source = PixelImage(content=memoryview(content), width=9, height=6, is_planar=is_planar)
     await model.classifier.classify(source, Options())
     tensor = np.zeros((3, 8, 8), np.float32)
     source = NormalisedView(content=tensor.tobytes(), width=8, height=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 import pytest
 import uvicorn
@@ -156,3 +157,26 @@ async def test_the_request_can_ask_to_hear_of_the_clients_leaving(connection, ap
     assert left == [True]
     assert connection.is_lost
     connection.on_lost = None
+
+
+async def test_a_pipelined_request_knows_nothing_of_the_one_before_it(serving_http):
+    """uvicorn starts it inside the task of the one before; `X-Sticky-Key` would be inherited."""
+    key, seen = ContextVar("key", default=None), []
+
+    async def app(scope, receive, send):
+        seen.append(key.get())
+        key.set(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving_http(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(3))
+        )
+        async with asyncio.timeout(20):
+            while len(seen) < 3:
+                await reader.read(1000)
+        writer.close()
+        await writer.wait_closed()
+    assert seen == [None] * 3

@@ -126,6 +126,24 @@ async def test_when_all_leave_the_work_is_dropped(make_cached, make_png, metrics
     assert (await tiny.classifier.classify(image, Options())).predictions[0].label == "red"
 
 
+async def test_who_comes_while_all_others_leave_is_not_sent_away_with_them(make_cached, make_png):
+    tiny = make_cached()
+    tiny.gate.clear()
+    image = make_png((8, 8), RED)
+    leaving = asyncio.create_task(tiny.classifier.classify(image, Options()))
+    while not tiny.waiting:
+        await asyncio.sleep(0)
+    leaving.cancel()
+    coming = []
+    for _ in range(8):  # one at each step of the leaving
+        coming.append(asyncio.create_task(tiny.classifier.classify(image, Options())))
+        await asyncio.sleep(0)
+    assert leaving.cancelled()
+    tiny.gate.set()
+    for answer in await asyncio.gather(*coming):
+        assert answer.predictions[0].label == "red"
+
+
 async def test_errors_are_shared_but_not_remembered(make_cached, make_png, read_metrics):
     tiny = make_cached()
     for _ in range(2):
