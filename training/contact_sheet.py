@@ -39,7 +39,10 @@ def sheet_pixels(
     served = decode_views(some, recipe.input.preprocess)
     # Each label is the image's own number, so that a shuffled batch tells which is which.
     numbered = replace(some, labels=np.arange(images), class_names=tuple(map(str, range(images))))
-    whole = replace(recipe, train=replace(recipe.train, batch_size=images))
+    # One look at each image, however many a step is going to take.
+    single = replace(recipe.augment, augmix_consistency=0.0)
+    batch = replace(recipe.train, batch_size=images)
+    whole = replace(recipe, train=batch, augment=single)
     loader = build_loader(whole, numbered)
     mixing = Mixing(recipe.augment, classes=images, seed=recipe.seed)
     shown = np.empty((images, looks, *served.shape[1:]), np.uint8)

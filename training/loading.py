@@ -5,6 +5,7 @@ No random state is carried from batch to batch, which is what makes a resumed ru
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.config import AugmentRecipe
+from training.consistency import several_looks
 from training.errors import TrainingError
 
 Batch = tuple[Tensor, Tensor]
@@ -131,7 +133,10 @@ class MemoryLoader:
             views = self._gather(indices, flips, chance)
             if self._augment.cutout_px:
                 self._cut_out(views, chance)
-            if self._transform is not None:
+            if self._augment.augmix_consistency:
+                transform = partial(self._transform_each, views, epoch, number)
+                views = several_looks(views, transform)
+            elif self._transform is not None:
                 views = self._transform_each(views, epoch, number)
             yield views, self._labels[indices]
 
@@ -152,10 +157,10 @@ class MemoryLoader:
         columns = left + torch.where(flips[:, None], columns.flip(0), columns)
         return self._padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
 
-    def _transform_each(self, views: Tensor, epoch: int, number: int) -> Tensor:
+    def _transform_each(self, views: Tensor, epoch: int, number: int, *look: int) -> Tensor:
         assert self._transform is not None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, "transform", epoch, number))
+            torch.manual_seed(seed_of(self._seed, "transform", epoch, number, *look))
             images = [self._transform(view) for view in views.permute(0, 3, 1, 2)]
         return torch.stack(images).permute(0, 2, 3, 1)
 

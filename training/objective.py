@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.config import TrainRecipe
+from training.consistency import disagreement, first_look
 from training.imbalance import class_weights, log_priors
 
 
@@ -15,6 +16,7 @@ class Objective:
 
     Args:
         recipe: which of those.
+        consistency: weight of the disagreement between several looks at an image.
         labels: of the training images, int64 [N].
         classes: how many there are.
         device: that the logits are on.
@@ -26,7 +28,9 @@ class Objective:
         labels: NDArray[np.int64],
         classes: int,
         device: torch.device | None = None,
+        consistency: float = 0.0,
     ) -> None:
+        self._consistency = consistency
         self._smoothing = recipe.label_smoothing
         self._weights: Tensor | None = None
         self._log_priors: Tensor | None = None
@@ -36,10 +40,13 @@ class Objective:
             self._log_priors = log_priors(labels, classes).to(device)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of logits [B, C] in nats.
+        """Return the mean loss of logits [B, C], or of several looks [B, L, C], in nats.
 
         `targets` are labels, int64 [B], or shares of classes, float [B, C].
         """
+        if logits.ndim == 3:
+            apart = self._consistency * disagreement(logits)
+            return self(first_look(logits), targets) + apart
         logits = logits.float()
         if self._log_priors is not None:
             logits = logits + self._log_priors

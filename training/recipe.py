@@ -75,8 +75,11 @@ class ModelRecipe:
     # Dropout before the classifier, and the share of residual branches left out (stochastic depth).
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Put in the place of batch normalisation: `models.norm_layers` has them.
-    norm: Literal["default", "layer", "group", "instance", "batch_renorm", "none"] = "default"
+    # Put in the place of batch normalisation: `models.norm_layers` has them. synchronised: that of
+    # the whole batch where several processes share it.
+    norm: Literal[
+        "default", "layer", "group", "instance", "batch_renorm", "synchronised", "none"
+    ] = "default"
     # In place of the network's own: `models.initialise` has them.
     initialisation: Literal[
         "default",

@@ -70,6 +70,12 @@ def _check_augmentation(recipe: Recipe, origin: str) -> None:
         augment.randaugment_magnitude is None
     ):
         raise TrainingError(f"{origin}: augment.randaugment_operations needs randaugment_magnitude")
+    if augment.augmix_consistency and augment.augmix_severity is None:
+        raise TrainingError(f"{origin}: augment.augmix_consistency needs augmix_severity")
+    if augment.augmix_consistency and (augment.mixup_alpha or augment.cutmix_alpha):
+        raise TrainingError(
+            f"{origin}: augment.augmix_consistency goes without mixup_alpha and cutmix_alpha"
+        )
     if augment.mix_probability != plain.mix_probability and not (
         augment.mixup_alpha or augment.cutmix_alpha
     ):

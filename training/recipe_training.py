@@ -53,6 +53,9 @@ class AugmentRecipe:
     randaugment_operations: PositiveInt = 2
     # AugMix: 1 to 10, 3 is usual.
     augmix_severity: Annotated[int, Field(ge=1, le=10)] | None = None
+    # Weight of how far the answers to three looks at an image are apart, 12 in the paper: the image
+    # as it is, and augmented twice. Each step then costs three times as much.
+    augmix_consistency: NonNegative = 0.0
     # A rectangle is painted in the mean colour (arXiv 1708.04896).
     erase_probability: Fraction = 0.0
     # Shape of the beta distribution of the share of each image: 0.2 for mixup (arXiv 1710.09412), 1

@@ -14,6 +14,7 @@ from service.bundle.manifest import Preprocess
 from service.errors import RequestError
 from training.augment import build_augmentation, principal_colours
 from training.config import Recipe
+from training.consistency import several_looks
 from training.data import Dataset, decode_views
 from training.errors import TrainingError
 from training.imbalance import sampling_weights
@@ -99,14 +100,16 @@ class _ServedImages(torch.utils.data.Dataset[tuple[NDArray[np.uint8], int]]):
 
 
 class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Maps (epoch, index) to uint8 [H, W, 3] and a label, always the same."""
+    """Maps (epoch, index) to uint8 [H, W, 3], or several looks, and a label; always the same."""
 
     def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
         self._dataset = dataset
         self._seed = recipe.seed
         self._background = recipe.input.preprocess.background
         self._limits = Limits()
-        self._augment = _build_steps(recipe, dataset)
+        self._cut = _build_cut(recipe)
+        self._augment = _build_augmentation(recipe, dataset)
+        self._has_looks = recipe.augment.augmix_consistency > 0
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -120,25 +123,31 @@ class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             raise TrainingError(f"{self._dataset.name}: image {index}: {error}") from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self._seed, "augment", epoch, index))
-            view: Tensor = self._augment(image)
-        return view.permute(1, 2, 0), int(self._dataset.labels[index])
+            cut = self._cut(image)
+            if not self._has_looks:
+                view: Tensor = self._augment(cut)
+                return view.permute(1, 2, 0), int(self._dataset.labels[index])
+            plain = v2.functional.pil_to_tensor(cut)[None]
+            views = several_looks(plain, lambda _: self._augment(cut)[None])[0]
+        return views.permute(0, 2, 3, 1), int(self._dataset.labels[index])
 
 
-def _build_steps(recipe: Recipe, dataset: Dataset) -> v2.Transform:
+def _build_cut(recipe: Recipe) -> v2.Transform:
+    augment, preprocess = recipe.augment, recipe.input.preprocess
+    cut = v2.RandomResizedCrop(
+        (preprocess.crop.height, preprocess.crop.width),
+        scale=(augment.crop_min_area, 1.0),
+        interpolation=v2.InterpolationMode(preprocess.resize.interpolation),
+    )
+    return v2.Compose([cut, v2.RandomHorizontalFlip()]) if augment.flip == "random" else cut
+
+
+def _build_augmentation(recipe: Recipe, dataset: Dataset) -> v2.Transform:
     augment, preprocess = recipe.augment, recipe.input.preprocess
     colours = None
     if augment.fancy_pca_std:
         count = min(_COLOUR_IMAGES, len(dataset))
         some = dataset.subset(range(0, len(dataset), len(dataset) // count))
         colours = principal_colours(torch.from_numpy(decode_views(some, preprocess)))
-    steps: list[v2.Transform | None] = [
-        v2.RandomResizedCrop(
-            (preprocess.crop.height, preprocess.crop.width),
-            scale=(augment.crop_min_area, 1.0),
-            interpolation=v2.InterpolationMode(preprocess.resize.interpolation),
-        ),
-        v2.RandomHorizontalFlip() if augment.flip == "random" else None,
-        build_augmentation(augment, recipe.input.normalisation, colours),
-        v2.PILToTensor(),
-    ]
-    return v2.Compose([step for step in steps if step is not None])
+    steps = build_augmentation(augment, recipe.input.normalisation, colours)
+    return v2.PILToTensor() if steps is None else v2.Compose([steps, v2.PILToTensor()])

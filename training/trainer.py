@@ -21,6 +21,7 @@ from training.checkpoint import (
     save_weights,
 )
 from training.config import Recipe
+from training.consistency import first_look, like_views, logits_of_looks, one_by_one
 from training.curves import plot_curves, read_history
 from training.distributed import Team, average_gradients, average_statistics
 from training.errors import TrainingError
@@ -120,7 +121,8 @@ class Trainer:
             set_momentum(self.optimizer, momentum)
         freeze(self.net, recipe.train, epochs=epochs)
 
-        images = shrink(self.normalise(views), side_at(recipe.train.size_schedule, epochs))
+        side = side_at(recipe.train.size_schedule, epochs)
+        images = like_views(shrink(self.normalise(one_by_one(views)), side), views)
         images, targets = self.mixing.mix(images, labels, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, right = 0.0, 0
@@ -151,7 +153,7 @@ class Trainer:
         with torch.autocast(
             self.target.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"
         ):
-            logits, auxiliary = self.compute(self.net, images)
+            logits, auxiliary = logits_of_looks(self.compute, self.net, images)
         loss = self.objective(logits, targets)
         total = loss
         for weight, other in auxiliary:
@@ -161,7 +163,7 @@ class Trainer:
             total = total + self.recipe.optim.l1 * sum(one.abs().sum() for one in decayed)
         scaled: Any = self.scaler.scale(total * share)
         scaled.backward()
-        return loss.item(), int((logits.argmax(dim=1) == labels).sum())
+        return loss.item(), int((first_look(logits).argmax(dim=1) == labels).sum())
 
     def lr_factor_at(self, step: int) -> float:
         """Return the share of the peak learning rate at `step`, counted from 0."""
@@ -216,7 +218,7 @@ class Trainer:
         if self.recipe.average.kind != "swa":
             return
         batches = itertools.islice(self.loader.batches(0), _STATISTICS_BATCHES)
-        shown = (self.normalise(views.to(self.target)) for views, _ in batches)
+        shown = (self.normalise(one_by_one(views).to(self.target)) for views, _ in batches)
         torch.optim.swa_utils.update_bn(shown, self.net)
 
     def probe(self) -> None:

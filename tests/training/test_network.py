@@ -6,6 +6,7 @@ from training.checkpoint import save_weights
 from training.config import ModelRecipe
 from training.errors import TrainingError
 from training.models.registry import build_model
+from training.models.resnet import Residual
 from training.network import build_network, load_backbone
 
 
@@ -28,7 +29,9 @@ def test_dropout_drops_features_before_the_classifier_in_training_only():
     assert net.state_dict().keys() == build().state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["timm:test_resnet", "torchvision:convnext_tiny", "seed:cifar_resnet20"]
+)
 def test_drop_path_leaves_branches_out_in_training_only(name):
     torch.manual_seed(0)
     net = build(name, drop_path=0.5)
@@ -41,6 +44,25 @@ def test_drop_path_leaves_branches_out_in_training_only(name):
     spread = net(images).std(dim=0).max()
     assert spread > 1e-7
     assert net.eval()(images).std(dim=0).max() < spread / 100 + 1e-6
+
+
+def test_drop_path_rises_in_a_line_and_keeps_the_mean():
+    net = build("seed:cifar_resnet20", drop_path=0.5)
+    blocks = [one for one in net.modules() if isinstance(one, Residual)]
+    assert [one.drop_path for one in blocks] == pytest.approx([n / 18 for n in range(1, 10)])
+    torch.manual_seed(0)
+    images = torch.rand(1, 16, 4, 4).expand(4000, -1, -1, -1)
+    block = blocks[0]
+    block.drop_path = 0.4
+    block.body = nn.Identity()
+    # ReLU(x + body(x)) is x where the body is left out, and (1 + 1/0.6) x elsewhere.
+    out = block(images)
+    left_out = (out == images).flatten(1).all(dim=1)
+    assert left_out.float().mean() == pytest.approx(0.4, abs=0.03)
+    assert torch.allclose(out[~left_out], images[~left_out] * (1 + 1 / 0.6))
+    assert torch.equal(block.eval()(images), 2 * images)
+    with pytest.raises(TrainingError, match="drop_path: seed:cifar_resnet20 has none"):
+        build("seed:cifar_resnet20", drop_path=0.5, options={"shortcut": "plain"})
 
 
 def test_what_has_no_residual_branches_has_no_drop_path():

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from training.errors import TrainingError
-from training.models.norm_layers import BatchRenorm2d, replace_norms
+from training.models.norm_layers import BatchRenorm2d, SynchronisedBatchNorm2d, replace_norms
 from training.models.registry import build_model
 
 
@@ -14,6 +15,7 @@ from training.models.registry import build_model
         ("group", nn.GroupNorm),
         ("instance", nn.InstanceNorm2d),
         ("batch_renorm", BatchRenorm2d),
+        ("synchronised", SynchronisedBatchNorm2d),
         ("none", nn.Identity),
     ],
 )
@@ -70,3 +72,33 @@ def test_batch_renorm_lets_gradients_through_the_batch_statistics():
 def test_a_network_without_batch_norm_is_refused():
     with pytest.raises(TrainingError, match="LeNet5 has no batch normalisation"):
         replace_norms(build_model("seed:lenet5", classes=3), "group")
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A group of one process, so that its sums are taken; test_training_processes has two."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_synchronised_sums_are_batch_normalisation(group):
+    torch.manual_seed(0)
+    plain, synchronised = nn.BatchNorm2d(3), SynchronisedBatchNorm2d(3)
+    images = torch.randn(8, 3, 5, 5) * 2 + 100
+    found = []
+    for norm in (plain, synchronised):
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        shown = images.clone().requires_grad_()
+        out = norm(shown)
+        (out**3).mean().backward()
+        found.append((out.detach(), shown.grad, norm.weight.grad, norm.bias.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
+    for key, value in plain.state_dict().items():
+        assert torch.allclose(synchronised.state_dict()[key], value, rtol=1e-4)
+    assert torch.equal(synchronised.eval()(images), plain.eval()(images)) or torch.allclose(
+        synchronised(images), plain(images), atol=1e-4
+    )

@@ -43,11 +43,10 @@ def told(records, name):
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path):
     """A tracking store of MLflow's in a folder."""
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return lambda: mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
 
 

@@ -1,8 +1,10 @@
 """Other normalisations in the place of batch normalisation."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.errors import TrainingError
@@ -54,6 +56,34 @@ class BatchRenorm2d(nn.BatchNorm2d):
         return 1 + (_R_MAX - 1) * rise(_R_FULL), _D_MAX * rise(_D_FULL)
 
 
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of the whole batch, all processes' parts together.
+
+    PyTorch's own works on GPUs only; this one wherever the processes do, through sums that the
+    gradient flows back through as well. In one process, and in evaluation, it is what it replaces.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return float [N, C, H, W]."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        values = input.float()
+        total = _all_processes(values.new_tensor(values.numel() / values.shape[1]))
+        mean = _all_processes(values.sum(dim=(0, 2, 3))) / total
+        centred = values - mean[:, None, None]
+        variance = _all_processes(centred.square().sum(dim=(0, 2, 3))) / total
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * total / (total - 1).clamp(min=1), share)
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
 def replace_norms(net: nn.Module, kind: str) -> None:
     """Put `kind`, a key of `NORMS`, in the place of every `nn.BatchNorm2d`; scales are kept.
 
@@ -68,6 +98,29 @@ def replace_norms(net: nn.Module, kind: str) -> None:
         # timm's also drops and activates.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         net.set_submodule(path, nn.Sequential(fresh, *rest) if rest else fresh)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Everybody's sum depends on everybody's part, so the gradients are summed as well."""
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of the gradients over all processes."""
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _all_processes(own: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(own)
+    return total
 
 
 def _with_scale(fresh: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
@@ -91,6 +144,9 @@ NORMS: Mapping[str, Callable[[nn.BatchNorm2d], nn.Module]] = {
     ),
     "batch_renorm": lambda norm: _with_scale(
         BatchRenorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum), norm
+    ),
+    "synchronised": lambda norm: _with_scale(
+        SynchronisedBatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum), norm
     ),
     "none": lambda _: nn.Identity(),
 }

@@ -7,6 +7,7 @@ ResNet-50 takes it in the 3x3 one (v1.5): `torchvision:resnet50`, `timm:resnet50
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,6 +36,8 @@ class ResNet(Classifier):
         blocks: how many a stage; every stage after the first halves the picture.
         widths: of the stages; a bottleneck's output is four times as wide.
         is_bottleneck: three convolutions a block in place of two.
+        drop_path_rate: share of images for which the last block's body is left out in training; it
+            rises in a line from the first block (stochastic depth, arXiv 1603.09382).
         shortcut: what carries the input past a block: "A" the input, zero-padded where it grows;
             "B" a projection where it grows; "C" projections everywhere; "plain" nothing.
     """
@@ -48,21 +51,24 @@ class ResNet(Classifier):
         widths: Sequence[int],
         is_bottleneck: bool,
         shortcut: str,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(channels)
+        if drop_path_rate and shortcut == "plain":
+            raise ValueError("drop_path_rate needs shortcuts, which a plain net has none of")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut}")
         self.stem = stem
         stages, before = [], widths[0]
+        done, rate = 0, drop_path_rate / sum(blocks)
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             after = width * _EXPANSION if is_bottleneck else width
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
             stages.append(nn.Sequential())
             for stride in strides:
-                make = _bottleneck if is_bottleneck else _basic
-                stages[-1].append(
-                    Residual(make(before, width, stride), before, after, stride, shortcut)
-                )
+                make, done = _bottleneck if is_bottleneck else _basic, done + 1
+                body = make(before, width, stride)
+                stages[-1].append(Residual(body, before, after, stride, shortcut, done * rate))
                 before = after
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(before, classes)
@@ -75,13 +81,24 @@ class ResNet(Classifier):
 
 
 class Residual(nn.Module):
-    """ReLU(body(x) + shortcut(x)). [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+    """ReLU(body(x) + shortcut(x)). [N, in, H, W] -> [N, out, H/stride, W/stride].
+
+    In training the body is left out for a share `drop_path` of the images, by chance, and counts
+    for so much more in the others.
+    """
 
     def __init__(
-        self, body: nn.Sequential, channels_in: int, channels_out: int, stride: int, kind: str
+        self,
+        body: nn.Sequential,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        kind: str,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.body = body
+        self.drop_path = drop_path
         has_grown = stride != 1 or channels_in != channels_out
         self.shortcut: nn.Module | None
         if kind == "plain":
@@ -96,6 +113,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return float [N, out, H/stride, W/stride]."""
         y = self.body(x)
+        if self.training and self.drop_path:
+            kept = torch.rand(len(y), 1, 1, 1, device=y.device) >= self.drop_path
+            y = y * kept / (1 - self.drop_path)
         return functional.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
@@ -114,7 +134,12 @@ class ZeroPadded(nn.Module):
 
 
 def imagenet_resnet(
-    classes: int, depth: int, channels: int = 3, shortcut: str = "B", width: int = 64
+    classes: int,
+    depth: int,
+    channels: int = 3,
+    shortcut: str = "B",
+    width: int = 64,
+    drop_path_rate: float = 0.0,
 ) -> ResNet:
     """Return ResNet-`depth` version 1, 18 to 152 layers; `width` is that of the stem."""
     if depth not in _IMAGENET:
@@ -126,11 +151,16 @@ def imagenet_resnet(
         nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     )
     widths = [width * 2**stage for stage in range(4)]
-    return ResNet(classes, channels, stem, blocks, widths, is_bottleneck, shortcut)
+    return ResNet(classes, channels, stem, blocks, widths, is_bottleneck, shortcut, drop_path_rate)
 
 
 def cifar_resnet(
-    classes: int, depth: int, channels: int = 3, shortcut: str = "A", width: int = 16
+    classes: int,
+    depth: int,
+    channels: int = 3,
+    shortcut: str = "A",
+    width: int = 16,
+    drop_path_rate: float = 0.0,
 ) -> ResNet:
     """Return the net of section 4.2, `depth` = 6n + 2 layers, for pictures of about 32 pixels."""
     if depth < 8 or depth % 6 != 2:
@@ -138,7 +168,7 @@ def cifar_resnet(
     stem = nn.Sequential(*_convolution(channels, width, 3), nn.ReLU(inplace=True))
     blocks = [(depth - 2) // 6] * 3
     widths = [width, 2 * width, 4 * width]
-    return ResNet(classes, channels, stem, blocks, widths, False, shortcut)
+    return ResNet(classes, channels, stem, blocks, widths, False, shortcut, drop_path_rate)
 
 
 RESNETS = {
