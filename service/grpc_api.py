@@ -101,6 +101,7 @@ class GrpcServer:
             await self._server.stop(grace_s)
 
     def _options(self) -> list[tuple[str, int]]:
+        write_timeout_ms = round(self._settings.write_timeout_s * 1000)
         return [
             # Workers share the port. Alone, a port in use is an error and not a shared one.
             ("grpc.so_reuseport", int(self._settings.workers > 1)),
@@ -113,10 +114,23 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
             # Images are compressed already, and a compressed message could unfold to any size.
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+            # A client that answers no ping reads nothing: what it holds is given back.
+            ("grpc.keepalive_time_ms", write_timeout_ms),
+            ("grpc.keepalive_timeout_ms", write_timeout_ms),
+            *self._age_options(),
             # Idle connections may be kept alive, as load balancers do, but not by a flood.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
+        ]
+
+    def _age_options(self) -> list[tuple[str, int]]:
+        age_s = self._settings.grpc_max_connection_age_s
+        if age_s is None:
+            return []
+        return [
+            ("grpc.max_connection_age_ms", round(age_s * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(self._settings.write_timeout_s * 1000)),
         ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
@@ -92,19 +92,19 @@ class Calls:
         except RequestError as error:
             await abort(context, call, error)
 
-    async def stream(self, call: Call, context: Context, work: Awaitable[None]) -> None:
+    async def stream(
+        self, call: Call, context: Context, work: Callable[[Answers], Awaitable[None]]
+    ) -> None:
         """Does the work of a stream; the first error of its task group ends the call."""
+        answers = Answers(context, self._write_limit, self._metrics)
         failure: BaseException | None = None
         try:
-            await work
+            await work(answers)
         except* RequestError as refused:
             failure = refused.exceptions[0]
         if isinstance(failure, RequestError):
+            await answers.finish()
             await abort(context, call, failure)
-
-    def answers(self, context: Context) -> Answers:
-        """Returns the way to send the messages of a stream."""
-        return Answers(context, self._write_limit, self._metrics)
 
     async def measure(self, call: Call, work: Awaitable[T]) -> T:
         """Returns what `work` does; counts and traces it."""
@@ -167,6 +167,7 @@ class Answers:
         self._limit = limit
         self._metrics = metrics
         self._turn = asyncio.Lock()  # the library takes one write at a time
+        self._writing: asyncio.Future[None] | None = None
         self._is_stuck = False
 
     async def write(self, message: object) -> None:
@@ -178,13 +179,30 @@ class Answers:
         """
         async with self._turn:
             if not self._is_stuck:
+                # What the library has begun to send it goes on sending, whoever waits for it.
+                self._writing = asyncio.ensure_future(self._context.write(message))
+                self._writing.add_done_callback(_forget_error)
                 try:
                     with self._limit.start():
-                        return await self._context.write(message)
+                        return await asyncio.shield(self._writing)
                 except TimeoutError:
                     self._is_stuck = True
                     self._metrics.count_cut_off("slow_reader")
         raise RequestError(ErrorCode.REQUEST_TIMEOUT, "the answers were not read in time")
+
+    async def finish(self) -> None:
+        """Returns when no message is on its way any more; before that there can be no status.
+
+        With one on its way the library fails to send a status, and the client would wait for ever.
+        """
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+
+def _forget_error(written: asyncio.Future[None]) -> None:
+    """Lets the error of a message be that of whoever waits for it, if anybody still does."""
+    if not written.cancelled():
+        written.exception()
 
 
 def _tell_trace(told: RequestTrace, call: Call, code: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -12,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from service.access import Access
 from service.errors import RequestError
 from service.grpc_access import Rpc
-from service.grpc_call import Call, Calls, Context, time_left_ms
+from service.grpc_call import Answers, Call, Calls, Context, time_left_ms
 from service.grpc_infer import decode_request, encode_response
 from service.grpc_repository import GrpcRepository
 from service.intake import Intake
@@ -92,7 +93,7 @@ class GrpcOpenInference:
         call = self._calls.open(context, "ModelStreamInfer")
         metadata = context.invocation_metadata() or ()
         ends_by_error = any(key == _END_BY_ERROR and value == "true" for key, value in metadata)
-        work = self._answer_all(requests, context, call, ends_by_error)
+        work = partial(self._answer_all, requests, context, call, ends_by_error)
         await self._calls.stream(call, context, work)
 
     async def _answer_all(
@@ -101,6 +102,7 @@ class GrpcOpenInference:
         context: Context,
         call: Call,
         ends_by_error: bool,
+        answers: Answers,
     ) -> None:
         pending = asyncio.Queue[asyncio.Task[Any] | None](self._settings.max_request_images)
 
@@ -110,7 +112,6 @@ class GrpcOpenInference:
                 await pending.put(group.create_task(answer))
             await pending.put(None)
 
-        answers = self._calls.answers(context)
         async with asyncio.TaskGroup() as group:
             group.create_task(read(group))
             while (task := await pending.get()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -19,7 +20,7 @@ from service.grpc_answer import (
     encode_explanation,
     encode_model,
 )
-from service.grpc_call import Call, Calls, Context, time_left_ms
+from service.grpc_call import Answers, Call, Calls, Context, time_left_ms
 from service.intake import Intake
 from service.metrics import Metrics
 from service.proto import image_classifier_pb2 as messages
@@ -100,16 +101,16 @@ class ImageClassifier:
     ) -> None:
         """Answers images as they finish; reads no further ahead than it may work at once."""
         call = self._calls.open(context, "ClassifyStream")
-        await self._calls.stream(call, context, self._answer_all(requests, context, call))
+        await self._calls.stream(call, context, partial(self._answer_all, requests, context, call))
 
     async def _answer_all(
         self,
         requests: AsyncIterator[messages.ClassifyStreamRequest],
         context: Context,
         call: Call,
+        answers: Answers,
     ) -> None:
         slots = asyncio.Semaphore(self._settings.max_request_images)
-        answers = self._calls.answers(context)
 
         async def answer(request: messages.ClassifyStreamRequest) -> None:
             try:

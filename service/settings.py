@@ -209,6 +209,13 @@ class Settings(CaptureSettings, DoorSettings):
         le=3600,
         description="Seconds that a client may take to read an answer of HTTP or of a gRPC stream.",
     )
+    grpc_max_connection_age_s: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Seconds after which a gRPC client is asked to connect anew; its connection is "
+        "closed when what it has begun is over, or the write timeout is. By default never.",
+    )
     request_read_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Longest time for a client to send its body, in seconds."
     )
