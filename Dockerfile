@@ -1,6 +1,6 @@
 # The image that serves, and that scores offline. docs/deploy.md has its commands, sizes and times.
 #   BASE      any image with Python 3.11 or newer and its venv module; a release names one by digest
-#   VARIANT   which lock of requirements/ is installed: cpu, gpu or openvino
+#   VARIANT   which lock of requirements/ is installed: cpu, gpu or openvino; score or train for jobs
 #   MODELS    mounted: /models is empty, a repository is mounted there; baked: exported_models is in it
 #   REVISION  the commit, for the label
 ARG BASE=python:3.11-slim-bookworm
@@ -49,9 +49,11 @@ RUN tools/bin/python -m hatchling build -t wheel -d dist && \
 FROM code AS models
 ARG MODELS=mounted
 COPY exported_models exported_models
-RUN case "$MODELS" in \
+COPY scripts/write-model-inventory .
+RUN mkdir /inventory && case "$MODELS" in \
         mounted) mkdir /models ;; \
-        baked) cp -R exported_models /models ;; \
+        baked) cp -R exported_models /models && \
+            python3 write-model-inventory /models > /inventory/models.cdx.json ;; \
         *) echo "MODELS is mounted or baked, not $MODELS" >&2 && exit 1 ;; \
     esac
 
@@ -65,6 +67,7 @@ LABEL org.opencontainers.image.title="fivecrop" \
       fivecrop.variant="${VARIANT}"
 COPY --from=dependencies /opt/fivecrop /opt/fivecrop
 COPY --from=code /out /
+COPY --from=models /inventory /usr/share/sbom
 COPY --from=models /models /models
 # The NVIDIA variables are read by its container runtime, and by nothing where there is none.
 ENV PATH=/opt/fivecrop/bin:$PATH \

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 pytestmark = pytest.mark.container
 
+MODELS = Path(__file__).parents[3] / "exported_models"
 IMAGE = "localhost/fivecrop:cpu"
 CONTAINER = "fivecrop-pod-0-fivecrop"
 
@@ -55,6 +59,16 @@ def test_deployment_serves(pod, podman, wait_until, photograph):
     assert host["Memory"] == 2 * 1024**3
     status = podman.inside(CONTAINER, "cat", "/proc/1/status")
     assert "CapBnd:\t0000000000000000" in status
+    # What is baked in is listed, by the digests that the bundles have.
+    inventory = json.loads(podman.inside(CONTAINER, "cat", "/usr/share/sbom/models.cdx.json"))
+    listed = {
+        (model["name"], model["version"]): model["hashes"][0]["content"]
+        for model in inventory["components"]
+    }
+    assert listed == {
+        (path.parts[-3], path.parts[-2]): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in MODELS.glob("*/*/bundle.json")
+    }
     # What the manifest asks of the cores, not what the machine has.
     environment = podman.inside(CONTAINER, "env")
     assert "FIVECROP_COMPUTE_THREADS=2" in environment.splitlines()
