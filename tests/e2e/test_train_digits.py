@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from documents import documented as commands_of
 
 from service.bundle.repository import read_bundle, verify_files
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs/train.md"
-RECIPE = "training/recipes/digits-lenet5.toml"
+documented = partial(commands_of, "docs/train.md")
 
 
 def fivecrop(*arguments: str | Path) -> str:
@@ -30,9 +30,13 @@ def fivecrop(*arguments: str | Path) -> str:
 def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, start_server):
     """LeNet-5, 61,706 parameters: 98 % or more of 360 images that it never saw."""
     run_dir, repository = tmp_path / "run", tmp_path / "models"
-    trained = json.loads(fivecrop("train", RECIPE, "--run-dir", run_dir, "--quiet", "--json"))
-    name = ("--name", "digits-lenet5", "--repository", repository)
-    exported = json.loads(fivecrop("export", run_dir, *name, "--json"))
+    train = documented(r"train \S+digits-lenet5\.toml(?! )")
+    trained = json.loads(fivecrop(*train, "--run-dir", run_dir, "--quiet", "--json"))
+    export = [
+        run_dir if word == "runs/digits-lenet5-0" else word for word in documented("export runs")
+    ]
+    assert run_dir in export
+    exported = json.loads(fivecrop(*export, "--repository", repository, "--json"))
     measured = json.loads(
         fivecrop("evaluate", "digits-lenet5", "--repository", repository, "--json")
     )
@@ -53,12 +57,6 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, 
     assert "ok      top-1 of fp32, none: " in checked
     check_studies(repository, tmp_path / "evaluation")
     check_cascade(repository, bundle, start_server)
-
-
-def documented(pattern):
-    """The arguments of the one command of the document that the pattern finds."""
-    (command,) = re.findall(rf"^\.venv/bin/fivecrop ({pattern}.*)$", DOCUMENT.read_text(), re.M)
-    return command.split()
 
 
 def check_studies(repository, folder):
@@ -82,6 +80,8 @@ def check_cascade(repository, bundle, start_server):
     assert measured["top1"] >= 0.97
     assert measured["cost_share"] < 2
 
+    serve = documented("serve")
+    assert serve == ["serve", "--model", "digits-lenet5"]
     server = start_server(repository).wait_ready()
     image = next(bundle.folder.glob("golden/*.png")).read_bytes()
     url = f"http://127.0.0.1:{server.http_port}/v1/classify?model=digits-careful"

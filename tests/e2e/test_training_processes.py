@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -36,11 +37,15 @@ def finish(command):
 
 
 def torchrun(run_dir, *overrides):
+    """Runs the line of the guide, and checks that it says what is run here."""
+    (line,) = re.findall(r"^\.venv/bin/torchrun .*$", (ROOT / "docs/train.md").read_text(), re.M)
+    launch, processes, program, *training = line.replace(".venv/bin", str(BIN)).split()
+    assert training == ["train", str(RECIPE.relative_to(ROOT))]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={port}", BIN / "fivecrop"]
-    return finish([*launch, *arguments(run_dir, *overrides)])
+    chosen = arguments(run_dir, *overrides)[2:]
+    return finish([launch, processes, f"--master-port={port}", program, *training, *chosen])
 
 
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):

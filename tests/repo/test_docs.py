@@ -57,6 +57,8 @@ def test_each_block_is_run_or_says_why_not(name):
             file, _, test = found["test"].partition("::")
             code = (ROOT / file).read_text()
             assert f"def {test}(" in code, f"{name}:{number}: there is no {found['test']}"
+            reads = (Path(name).name, f'document("{Path(name).stem}")')
+            assert any(one in code for one in reads), f"{name}:{number}: {file} does not read it"
         elif found[1] == "run":
             assert language in ("bash", "python", "javascript"), f"{name}:{number}: {language}"
 

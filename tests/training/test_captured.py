@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from documents import documented
 
 from service.classifier import Classifier, Options
 from service.metrics import Metrics
@@ -58,6 +59,12 @@ def do(*arguments, code=0):
     return done.output
 
 
+def guide(step, places):
+    """The words of a step of the guide, with the places of this test for those that it names."""
+    _, *words = documented("docs/train.md", f"data {step}")
+    return [places.get(word, word) for word in words]
+
+
 def rows_of(path):
     return pq.read_table(path).to_pylist()
 
@@ -76,7 +83,8 @@ def truth(served):
 def test_what_a_server_captured_is_reviewed_labelled_and_trained_on(served, tmp_path):
     folder, digits = served
     review, out = tmp_path / "review", tmp_path / "new.parquet"
-    assert do("unpack", folder, review) == f"{COUNT} images in {review}\n"
+    places = {"captured/digits-lenet5@1": folder, "review/": review, "new.parquet": out}
+    assert do(*guide("unpack", places)) == f"{COUNT} images in {review}\n"
     assert sorted(path.name for path in review.iterdir()) == [str(digit) for digit in range(10)]
     # What a person does: moves what is wrong, deletes what is of no use.
     right = truth(served)
@@ -88,9 +96,7 @@ def test_what_a_server_captured_is_reviewed_labelled_and_trained_on(served, tmp_
     assert 0 < moved < COUNT / 5
     gone = min(review.glob("3/*.png"))
     gone.unlink()
-    assert do("label", folder, review, "--out", out) == (
-        f"{COUNT - 1} images in {out}, 1 without a label\n"
-    )
+    assert do(*guide("label", places)) == (f"{COUNT - 1} images in {out}, 1 without a label\n")
     assert {row["image"]["path"]: str(row["label"]) for row in rows_of(out)} == {
         name: of_class for name, of_class in right.items() if name != gone.name
     }

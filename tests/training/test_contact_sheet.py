@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import numpy as np
 from click.testing import CliRunner
+from documents import ROOT, documented
 from PIL import Image
 
 from training.config import load_recipe
 from training.contact_sheet import sheet_pixels
 from training.data_cli import data
 
-DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
+DIGITS = ROOT / "training/recipes/digits-lenet5.toml"
 
 
 def pixels(*overrides):
@@ -29,9 +28,12 @@ def test_each_row_shows_its_own_image_as_the_trainer_would():
     assert (distance.argmin(axis=2) == np.arange(5)[:, None]).all()
 
 
-def test_the_command_writes_a_png(tmp_path):
+def test_the_command_writes_a_png(tmp_path, monkeypatch):
     path = tmp_path / "sheet.png"
-    arguments = ["sheet", str(DIGITS), "--images", "3", "--looks", "2", "--out", str(path)]
+    name, *arguments = documented("docs/train.md", "data sheet")
+    assert name == "data"
+    arguments += ["--images", "3", "--looks", "2", "--out", str(path)]
+    monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(data, [*arguments, "--set", "augment.mixup_alpha=0.4"])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(path)

@@ -1,10 +1,10 @@
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from documents import ROOT, documented
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -131,10 +131,12 @@ def test_the_report_shows_thumbnails_and_needs_nothing_else(bad_folder, tmp_path
     assert "<b>.png" not in page
 
 
-def test_the_command_of_the_guide(tmp_path):
-    recipe = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
+def test_the_command_of_the_guide(tmp_path, monkeypatch):
     page = tmp_path / "data.html"
-    done = CliRunner().invoke(data, ["check", str(recipe), "--report", str(page)])
+    name, *arguments = documented("docs/train.md", "data check")
+    assert (name, arguments.pop()) == ("data", page.name)
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(data, [*arguments, str(page)])
     assert done.stdout.startswith("1,437 images of train, 360 images of validation")
     assert done.exit_code in (0, 1)
     assert "<h2>Classes</h2>" in page.read_text()

@@ -1,8 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from documents import ROOT, documented
 from PIL import Image
 
 from training.cli import find_lr as find_lr_command
@@ -10,7 +10,7 @@ from training.config import load_recipe
 from training.errors import TrainingError
 from training.lr_finder import find_lr
 
-DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
+DIGITS = ROOT / "training/recipes/digits-lenet5.toml"
 SHORT = ("train.batch_size=64", "train.cpu_threads=1", "train.precision=fp32")
 
 
@@ -53,9 +53,12 @@ def test_a_sweep_that_starts_too_high_says_so():
         find_lr(load_recipe(DIGITS, [*SHORT, "optim.name=sgd"]), lowest=1e4, highest=1e6, steps=20)
 
 
-def test_the_command_prints_and_draws(tmp_path):
+def test_the_command_prints_and_draws(tmp_path, monkeypatch):
     plot = tmp_path / "lr.png"
-    arguments = [str(DIGITS), "--steps", "40", "--plot", str(plot), "--json"]
+    name, *arguments = documented("docs/train.md", "find-lr")
+    assert (name, arguments.pop()) == ("find-lr", plot.name)
+    arguments += [str(plot), "--steps", "40", "--json"]
+    monkeypatch.chdir(ROOT)
     sets = [part for one in SHORT for part in ("--set", one)]
     done = CliRunner().invoke(find_lr_command, [*arguments, *sets])
     assert done.exit_code == 0, done.output

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
+from documents import ROOT, documented
 
 from service.cli import main
 from training import run_loggers
@@ -14,7 +13,7 @@ from training.curves import read_history
 from training.run_loggers import open_loggers
 from training.train import train
 
-DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
+DIGITS = ROOT / "training/recipes/digits-lenet5.toml"
 SHORT = ("train.epochs=2", "train.batch_size=128", "train.cpu_threads=1", "train.precision=fp32")
 
 
@@ -54,7 +53,9 @@ def store(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_both_are_told_of_every_epoch_by_one_option_each(tmp_path, store):
     run_dir = tmp_path / "run"
-    done = run_command(run_dir, "--log-to", "tensorboard", "--log-to", "mlflow")
+    _, recipe, *options = documented("docs/train.md", "train .*--log-to")
+    assert recipe == str(DIGITS.relative_to(ROOT))
+    done = run_command(run_dir, *options)
     assert done.exit_code == 0, done.output
     records = history(run_dir)
     assert len(records) == 2
