@@ -156,14 +156,34 @@ def test_metrics_that_scale_exist():
     assert all(f"`{name}`" in text for name in asked)
 
 
-# Of `sh -c`: several in one, and some of them over two lines.
+# Of `sh -c`: several in one, some over two lines, some in the processes that torchrun starts.
 COMMANDS = [
     words
     for container in CONTAINERS
     if container.get("command") == ["sh", "-c"]
     for line in re.split(r"&&|;|(?<!\\)\n", container["args"][0])
-    if (words := shlex.split(line.replace("exec ", "")))[:1] == ["fivecrop"]
+    if (words := shlex.split(re.sub(r"exec |torchrun .*/(?=fivecrop )", "", line)))[:1]
+    == ["fivecrop"]
+] + [
+    ["fivecrop", *container["args"]]
+    for container in CONTAINERS
+    if "command" not in container and container.get("image", "").startswith("fivecrop-")
 ]
+
+
+def test_the_jobs_score_train_and_export():
+    assert {words[1] for words in COMMANDS} == {"score", "train", "export"}
+
+
+def test_metrics_of_jobs_are_where_prometheus_looks():
+    ports = [
+        port for one in CONTAINERS for port in one.get("ports") or () if port["name"] == "metrics"
+    ]
+    addresses = [
+        words[words.index("--metrics-address") + 1] for words in COMMANDS if words[1] == "score"
+    ]
+    assert {f"0.0.0.0:{port['containerPort']}" for port in ports} == set(addresses)
+    assert len(ports) == len(addresses) == 2
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:3]))

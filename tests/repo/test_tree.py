@@ -27,7 +27,7 @@ def tracked_text_files():
 
 def test_there_is_a_lock_for_each_way_to_install():
     assert {path.stem for path in LOCKS} == {
-        *("cpu", "gpu", "openvino"),
+        *("cpu", "gpu", "openvino", "score", "train"),
         *("dev", "ray", "clients", "tools"),
         *("checkers", "inventory"),
     }

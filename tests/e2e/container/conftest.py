@@ -104,6 +104,13 @@ def container_image(podman):
     return IMAGE
 
 
+@pytest.fixture(scope="session")
+def scoring_image(podman, container_image):
+    """The tag of the image that the scoring jobs run."""
+    podman.build("localhost/fivecrop:score", "--build-arg", "VARIANT=score")
+    return "localhost/fivecrop:score"
+
+
 class Container:
     """A server in a container, on the network of this machine."""
 
@@ -168,7 +175,7 @@ def start_container(podman, container_image, find_server, unused_ports):
 def run_once(podman, container_image):
     """`run_once(script, *options)`: what a shell script prints in a hardened container."""
 
-    def run(script, *options):
+    def run(script, *options, image=container_image):
         words = [
             *HARDENED,
             "--network",
@@ -179,7 +186,7 @@ def run_once(podman, container_image):
             f"{MODELS}:/models:ro",
         ]
         words += ["--volume", f"{MODELS}:/models:ro", *options, "--entrypoint", "sh"]
-        return podman.run("podman", "run", "--rm", *words, container_image, "-c", script)
+        return podman.run("podman", "run", "--rm", *words, image, "-c", script)
 
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import shutil
 import socket
 from datetime import datetime
@@ -58,7 +58,7 @@ def test_drain_under_load_fails_no_request(start_container, traffic, podman):
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_container_scores_as_the_job_does(run_once, photograph, tmp_path, index):
+def test_container_scores_as_the_job_does(run_once, scoring_image, photograph, tmp_path, index):
     """k8s/jobs/scoring, twice: as it starts, and as one that was started again."""
     images = tmp_path / "images"
     images.mkdir()
@@ -68,12 +68,16 @@ def test_container_scores_as_the_job_does(run_once, photograph, tmp_path, index)
     (script,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
     options = ["--tmpfs", "/scores:mode=1777", "--volume", f"{images}:/images:ro"]
     once = f"({script})"
+    read = (
+        f"import pyarrow.dataset as d; print(d.dataset('/scores/{index}').to_table().to_pylist())"
+    )
     told = run_once(
-        f"{once}\n{once}\ncat /scores/{index}/*.jsonl",
+        f'{once}\n{once}\npython -c "{read}"',
         *options,
         *("--env", f"JOB_COMPLETION_INDEX={index}"),
+        image=scoring_image,
     )
-    rows = [json.loads(line) for line in told.splitlines()]
+    rows = ast.literal_eval(told)
     assert [Path(row["path"]).name for row in rows] == [f"{index}.jpeg", f"{index + 4}.jpeg"]
     assert {row["label"] for row in rows} == {"airplane"}
 
