@@ -105,7 +105,7 @@ class RemoteSource:
 
         Raises:
             BundleError: It is not a bundle, or not the files that its manifest lists.
-            RepositoryError: It cannot be copied.
+            RepositoryError: It cannot be read, or the cache cannot be written.
         """
         content = self._read_manifest(name, version)
         manifest = _parse(content, f"{name}@{version}")
@@ -121,7 +121,11 @@ class RemoteSource:
             (folder / MANIFEST_FILE).write_bytes(content)
             logger.info("fetched %s@%d", name, version)
 
-        return self._cache.keep(manifest, hashlib.sha256(content).hexdigest(), copy)
+        try:
+            return self._cache.keep(manifest, hashlib.sha256(content).hexdigest(), copy)
+        except OSError as error:
+            place = self._cache.folder
+            raise RepositoryError(f"{place} cannot keep a model: {error.strerror}") from error
 
     def fingerprint(self, name: str, version: int) -> Hashable:
         """Returns sizes, times and tags of the bundle's files; None when they are not to be had."""

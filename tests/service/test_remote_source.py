@@ -246,3 +246,10 @@ async def test_the_cache_holds_to_its_size_and_keeps_what_serves(
     assert await version_of_answer(classifier, growing_repository) == 4
     assert {int(path.name) for path in cached.glob(f"*/{NAME}/*")} == {1, 4}
     await classifier.close()
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(web, tmp_path):
+    (tmp_path / "file").touch()
+    source = RemoteSource(web.url, BundleCache(tmp_path / "file" / "cache", 2**30))
+    with pytest.raises(RepositoryError, match=r"file/cache cannot keep a model: Not a directory$"):
+        source.fetch(NAME, 1)
