@@ -17,7 +17,7 @@ from typing import Any, Final
 from service.environment import load_settings
 from service.score.census import Census
 from service.score.chunker import Chunker
-from service.score.dataset import Dataset, check_empty
+from service.score.dataset import Dataset, check_empty, read_manifest
 from service.score.engines import ScoringEngine, open_engine
 from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder
@@ -83,7 +83,9 @@ def score_dataset(
     folder = open_folder(out)
     if options.format == "parquet":
         import_pyarrow()
-    if not resume:
+    if resume:
+        read_manifest(folder)  # there has to be one
+    else:
         check_empty(folder)
     with open_engine(options, settings, connect) as (engine, stamp):
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -20,8 +23,9 @@ def run(score, tmp_path, tiny_bundle_repository):
     def invoke(*arguments, out=tmp_path / "scores", model="digits-linear", name=()):
         given = [*name, *map(str, arguments)]
         if not name:
-            given += [f"--model={model}", f"--out={out}"]
-            given += [f"--model-repository={tiny_bundle_repository}"]
+            # Of an option that is given twice, the last counts.
+            given = [f"--model={model}", f"--out={out}", *given]
+            given = [f"--model-repository={tiny_bundle_repository}", *given]
         return CliRunner().invoke(main, ["score", *given])
 
     return invoke
@@ -67,8 +71,11 @@ BAD_OPTIONS = {
     "--workers=0": "--workers is at least 1",
     "--max-error-rate=-1": "--max-error-rate lies",
     "--part-rows=0": "--part-rows is at least 1",
-    "--metrics-address=9464": "--metrics-address '9464' is not HOST:PORT",
-    "--metrics-address=127.0.0.1:99999": "cannot listen on 127.0.0.1:99999",
+    "--part-seconds=0": "--part-seconds is more than 0",
+    "--engine=http": "--engine http or grpc and --url go together",
+    "--url=http://127.0.0.1:1": "--engine http or grpc and --url go together",
+    "--address=ray://127.0.0.1:1": "--address is for --engine ray",
+    "--variant=int8": "no int8 variant",
 }
 
 
@@ -81,61 +88,96 @@ def test_an_option_without_meaning_is_one_line(run, photos, tmp_path, option):
 def assert_refused(result, text):
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("fivecrop: error: ")
     assert text in result.stderr
 
 
-def test_no_inputs_are_refused(run, tmp_path):
+CLOSED = "127.0.0.1:{closed_port}"
+# What is given, of files in the folder of the test (see `bad_files`), and what is said.
+BAD_INPUT = {
+    "an empty folder": (["empty"], "no inputs found in "),
+    "a glob of nothing": (["*.jpg"], "no inputs found in "),
+    "an empty list": (["empty.txt"], "no inputs found: the tables or shards are empty"),
+    "nothing of that name": (["absent"], "there is no "),
+    "a list that is no text": (["bytes.txt"], "is not a list: it is no UTF-8 text"),
+    "a list that may not be read": (["folder.txt/x.txt"], "there is no "),
+    "a table that is none": (["bytes.parquet"], "cannot be read as Parquet"),
+    "a CSV that is none": (["bytes.csv"], "is no CSV file in UTF-8"),
+    "an unknown column": (["t.csv", "--column=y"], "has no column 'y'; it has 'path'"),
+    "no column of images": (["other.csv"], "which column holds the images?"),
+    "a column of numbers": (["n.parquet", "--column=n"], "is int64, not bytes or text"),
+    "an output of before": (["photos", "--out=done"], "--resume goes on with them"),
+    "another folder": (["photos", "--out=photos"], "is not empty"),
+    "nothing to resume": (["photos", "--resume", "--out=new"], "holds no scores"),
+    "another job": (["photos", "--resume", "--out=done", "--top-k=2"], "options top_k is 2, was 5"),
+    "an output in a file": (["photos", "--out=t.csv/scores"], "cannot write to "),
+    "an output in /proc": (["photos", "--out=/proc/scores"], "cannot write to /proc/scores"),
+    "an unknown model": (["photos", "--model=x"], "unknown model 'x'; there is digits-linear@1"),
+    "an unknown version": (
+        ["photos", "--model=digits-linear@7"],
+        "unknown model 'digits-linear@7'",
+    ),
+    "no repository": (["photos", "--model-repository=absent"], "absent"),
+    "an unknown kind of URL": (["nosuch://bucket/x"], "not an address that fsspec knows"),
+    "an unknown output URL": (["photos", "--out=nosuch://b/x"], "not an address that fsspec knows"),
+    "no server of images": ([f"http://{CLOSED}/photos/"], "Connect"),
+    "no service, HTTP": (["photos", "--engine=http", f"--url=http://{CLOSED}"], "does not answer"),
+    "no service, gRPC": (["photos", "--engine=grpc", f"--url=http://{CLOSED}"], "does not answer"),
+    "no URL": (["photos", "--engine=grpc", "--url=localhost:1"], "not an http:// or https:// addr"),
+    "no Ray cluster": (["photos", "--engine=ray", f"--address=ray://{CLOSED}"], "does not answer"),
+}
+
+
+@pytest.fixture
+def bad_files(photos, tmp_path, monkeypatch, run):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.txt").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
-    for given in ("empty", "*.jpg"):
-        assert_refused(run(tmp_path / given), "no inputs found")
-    assert_refused(run(tmp_path / "empty.txt"), "no inputs found")
-    assert_refused(run(tmp_path / "absent"), "there is no")
-    assert not (tmp_path / "scores").exists()
-
-
-def test_an_output_that_is_there_is_refused(run, photos, tmp_path):
-    run(photos)
-    assert_refused(run(photos), "holds scores already: --resume goes on")
-    assert_refused(run(photos, out=photos), "is not empty")
-    assert_refused(run(photos, "--resume", out=tmp_path / "new"), "holds no scores")
-    assert_refused(run(tmp_path / "new", name=["status"]), "holds no scores")
-
-
-def test_an_output_that_cannot_be_written_is_refused(run, photos, tmp_path):
-    (tmp_path / "file").write_text("x")
-    assert_refused(run(photos, out=tmp_path / "file/scores"), "cannot write to")
-    assert_refused(run(photos, out="/proc/scores"), "cannot write to")
-
-
-def test_an_unknown_model_or_column_is_refused(run, photos, tmp_path):
-    assert_refused(run(photos, model="absent"), "unknown model 'absent'; there is digits-linear@1")
-    assert_refused(run(photos, model="digits-linear@7"), "unknown model 'digits-linear@7'")
-    assert_refused(run(photos, "--variant=int8"), "no int8 variant")
+    for kind in ("txt", "parquet", "csv"):
+        (tmp_path / f"bytes.{kind}").write_bytes(b"\xff\xff")
     (tmp_path / "t.csv").write_text("path\nx\n")
-    assert_refused(run(tmp_path / "t.csv", "--column=y"), "has no column 'y'; it has 'path'")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "n.parquet")
+    assert run(photos, "--limit=1", out=tmp_path / "done").exit_code == 0
+    monkeypatch.chdir(tmp_path)
 
 
-def test_an_unreadable_list_is_refused(run, tmp_path):
-    (tmp_path / "list.txt").write_bytes(b"\xff\xff")
-    assert_refused(run(tmp_path / "list.txt"), "is not a list")
-
-
-def test_a_wrong_address_is_refused_soon(run, photos):
-    start = time.monotonic()
-    assert_refused(run("nosuch://bucket/x"), "not an address that fsspec knows")
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_line_within_half_a_minute(run, bad_files, tmp_path, name):
+    given, text = BAD_INPUT[name]
+    if "Ray" in name:
+        pytest.importorskip("ray", reason="Ray is not installed: make .venv/.ray")
+    before = sorted(tmp_path.rglob("*"))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/photos/"
-        assert_refused(run(url), "Connect")
-    assert_refused(run(photos, out="nosuch://bucket/x"), "not an address that fsspec knows")
-    assert time.monotonic() - start < 30
+        port = closed.getsockname()[1]
+        started = time.monotonic()
+        assert_refused(run(*(one.format(closed_port=port) for one in given)), text)
+    assert time.monotonic() - started < 30
+    assert sorted(one for one in tmp_path.rglob("*") if "cache" not in one.parts) == [
+        one for one in before if "cache" not in one.parts
+    ]
 
 
-def test_parquet_without_pyarrow_says_what_to_install(run, photos, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    assert_refused(run(photos), "pip install 'fivecrop[score]', or --format jsonl")
-    assert run(photos, "--format=jsonl").exit_code == 0
+@pytest.mark.parametrize(
+    ("module", "option", "text"),
+    [
+        ("pyarrow", "--format=parquet", "pip install 'fivecrop[score]', or --format jsonl"),
+        ("ray", "--engine=ray", "--engine ray needs Ray: pip install 'fivecrop[ray]'"),
+        ("fsspec", "--out=s3://bucket/x", "pip install 'fivecrop[remote]'"),
+    ],
+)
+def test_a_package_that_is_not_there_is_one_line_with_its_extra(
+    run, photos, monkeypatch, module, option, text
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert_refused(run(photos, option), text)
+    assert run(photos, "--format=jsonl").exit_code == 0  # the control
+
+
+def test_an_output_that_is_not_there_has_no_status_or_report(run, tmp_path):
+    for name in ("status", "report"):
+        assert_refused(run(tmp_path / "new", name=[name]), "holds no scores")
 
 
 def test_a_second_job_into_the_same_output_is_refused(run, photos, tmp_path):
