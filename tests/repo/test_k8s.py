@@ -167,7 +167,7 @@ COMMANDS = [
 ] + [
     ["fivecrop", *container["args"]]
     for container in CONTAINERS
-    if "command" not in container and container.get("image", "").startswith("fivecrop-")
+    if "command" not in container and "args" in container and container["image"][:9] == "fivecrop-"
 ]
 
 
