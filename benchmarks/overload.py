@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import load_model, make_models
+from benchmarks.models import SHIPPED_REPOSITORY, load_model, make_models
 from benchmarks.open_loop import PATIENCE_S, Plan
 from benchmarks.photographs import DEFAULT_FOLDER, load_photographs
 from benchmarks.process_tree import await_idle, read_cpu_seconds
@@ -177,15 +177,17 @@ def _quantile(values: Sequence[float], share: float) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for and writes a dated file."""
     options = _parse(arguments)
+    options.results.mkdir(parents=True, exist_ok=True)
     photographs = load_photographs(options.photographs)
     listing = photographs.write_list()
-    make_models(photographs)
-    model = load_model(Path(".bench/models"), options.model)
+    if options.repository is None:
+        make_models(photographs)
+    model = load_model(options.repository or Path(".bench/models"), options.model)
     results: dict[str, Any] = {
         "command": f"python -m benchmarks.overload {' '.join(arguments or sys.argv[1:])}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {len(_ALL_CORES)} cores, load {os.getloadavg()}",
-        "model": options.model,
+        "model": model.name,
         "servers": {},
     }
     for spec in _specs(options.servers):
@@ -199,7 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             context.__exit__(None, None, None)
         results["servers"][spec.name] = overload.parts
     _report(results)
-    options.results.mkdir(exist_ok=True)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
     path = options.results / f"overload-{stamp}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -233,15 +234,30 @@ def _report(results: dict[str, Any]) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
-    parser.add_argument("--model", default="mobilenet-v2")
+    parser.add_argument("--model", help="default mobilenet-v2, quick cifar10-airbench")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        help="default that of all benchmarks, quick the shipped one",
+    )
     parser.add_argument("--servers", nargs="+", default=["fivecrop"], help="fivecrop or a peer")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of seconds, the shipped model"
+    )
+    parser.add_argument("--rounds", type=int, help="default 3, quick 1")
     parser.add_argument("--factors", type=float, nargs="+", default=[2.0, 10.0])
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, help="of each load; default 8, quick 2")
     parser.add_argument("--timeout-ms", type=float, default=1000.0)
     parser.add_argument("--photographs", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--results", type=Path, default=RESULTS_FOLDER)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    rounds, seconds = (1, 2.0) if given.quick else (3, 8.0)
+    if given.repository is None and given.quick and given.model is None:
+        given.repository, given.model = SHIPPED_REPOSITORY, "cifar10-airbench"
+    given.model = given.model or "mobilenet-v2"
+    given.rounds = rounds if given.rounds is None else given.rounds
+    given.seconds = seconds if given.seconds is None else given.seconds
+    return given
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ Drive = Callable[..., Load]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and reports; returns the exit status."""
     options = _parse(arguments)
+    options.results.mkdir(parents=True, exist_ok=True)
     photographs = load_photographs(options.photographs)
     model = load_model(options.repository, options.model)
     rounds: list[dict[str, float]] = []
@@ -99,12 +100,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.protocols", description=__doc__)
     parser.add_argument("--model", default="cifar10-airbench")
     parser.add_argument("--repository", type=Path, default=SHIPPED_REPOSITORY)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--quick", action="store_true", help="two rounds of half a second a wire")
+    parser.add_argument("--rounds", type=int, help="default 15, quick 2")
+    parser.add_argument("--seconds", type=float, help="a wire and round; default 2, quick 0.5")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--photographs", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--results", type=Path, default=RESULTS_FOLDER)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    rounds, seconds = (2, 0.5) if given.quick else (15, 2.0)
+    given.rounds = rounds if given.rounds is None else given.rounds
+    given.seconds = seconds if given.seconds is None else given.seconds
+    return given
 
 
 if __name__ == "__main__":

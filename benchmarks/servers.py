@@ -81,6 +81,7 @@ def run_server(spec: ServerSpec, model: BenchModel, photograph: bytes) -> Iterat
         command = [sys.executable, "-m", str(spec.module)]
         environment |= _peer_environment(model, http_port)
     log_path = BENCH_FOLDER / f"{spec.name}.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(
