@@ -115,6 +115,11 @@ def _check_training(recipe: Recipe, origin: str) -> None:
         raise TrainingError(f'{origin}: average.start_fraction needs average.kind = "swa"')
     if train.frozen_norm != "eval" and not train.unfreeze_after_epochs:
         raise TrainingError(f"{origin}: train.frozen_norm needs train.unfreeze_after_epochs")
+    if recipe.data.train_shards and train.imbalance == "balanced_sampling":
+        raise TrainingError(
+            f'{origin}: train.imbalance = "balanced_sampling" goes without data.train_shards, '
+            "which are read a few row groups at a time"
+        )
     if train.is_feature_cache_on:
         _check_feature_cache(recipe, origin)
 

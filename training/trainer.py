@@ -103,6 +103,9 @@ class Trainer:
             self.probe()
         batches = itertools.islice(self.loader.batches(epoch), self.total_steps - self.step)
         self.net.train()
+        if not self.team.is_alone:
+            # Each process drops out other features; from the epoch on, so that a resumed run does.
+            torch.manual_seed(seed_of(self.recipe.seed, "process", self.team.rank, epoch))
         for views, labels in batches:
             loss, right = self.train_step(views.to(self.target), labels.to(self.target))
             tally.add(loss, right, len(labels) * self.team.size)
@@ -323,8 +326,6 @@ class Trainer:
             value.copy_(state["average"][key])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
-        if not self.team.is_alone:
-            torch.manual_seed(seed_of(self.recipe.seed, "process", self.team.rank, state["step"]))
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         self.step = state["step"]

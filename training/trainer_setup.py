@@ -19,7 +19,7 @@ from training.gradient_checkpointing import checkpoint_gradients
 from training.hardware import Precision, choose_precision, describe_hardware, library_versions
 from training.imbalance import sampling_weights
 from training.loaders import build_loader, checked_batch_size, validation_batches
-from training.loading import Loader, seed_of
+from training.loading import Loader
 from training.mixing import Mixing
 from training.models.airbench import Airbench
 from training.models.auxiliary import logits_for_training
@@ -46,6 +46,11 @@ def build_trainer(
         raise TrainingError(
             f"train.batch_size {recipe.train.batch_size} is not shared by {team.size} processes"
         )
+    if recipe.train.accumulation_parts > recipe.train.batch_size // team.size:
+        raise TrainingError(
+            f"train.accumulation_parts {recipe.train.accumulation_parts} is more than the "
+            f"{recipe.train.batch_size // team.size} images of a process's batch"
+        )
     splits = _readable(recipe, load_splits(recipe.data), run_dir, team)
     classes = len(splits.train.class_names)
     torch.manual_seed(recipe.seed)
@@ -65,9 +70,6 @@ def build_trainer(
     else:
         loader, shown = build_loader(recipe, splits.train, team), served
     total_steps = max(1, math.ceil(loader.batches_per_epoch * recipe.train.epochs))
-    if not team.is_alone:
-        # Each process drops out other features.
-        torch.manual_seed(seed_of(recipe.seed, "process", team.rank))
     compute = logits_for_training
     return Trainer(
         recipe=recipe,

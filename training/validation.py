@@ -1,6 +1,7 @@
 """A quick look at accuracy inside the training process."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -54,11 +55,13 @@ def evaluate_views(
         if is_flip_averaged:
             shown.append(shown[0].flip(3))
         with contextlib.nullcontext() if images else watch:
-            scores = [functional_call(net, state, (view,)).float().softmax(dim=1) for view in shown]
-        probabilities = torch.stack(scores).mean(dim=0).cpu()
+            logits = [functional_call(net, state, (view,)).float() for view in shown]
+        # Logarithms throughout: a probability that is too small for a float32 has one all the same.
+        log_shares = torch.stack([one.log_softmax(dim=1) for one in logits])
+        log_mean = (log_shares.logsumexp(dim=0) - math.log(len(logits))).cpu()
         images += len(labels)
-        loss += float(functional.nll_loss(probabilities.log(), labels, reduction="sum"))
-        right += int((probabilities.argmax(dim=1) == labels).sum())
+        loss += float(functional.nll_loss(log_mean, labels, reduction="sum"))
+        right += int((log_mean.argmax(dim=1) == labels).sum())
     net.train(was_training)
     return Evaluation(
         images=images, loss=loss / images, top1=right / images, dead_relus=watch.dead_share

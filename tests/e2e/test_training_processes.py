@@ -69,6 +69,49 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     )
 
 
+HALVES = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from training.models.norm_layers import replace_norms
+from training.models.resnet import cifar_resnet
+
+torch.manual_seed(0)
+images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+
+def gradient(norm, some):
+    torch.manual_seed(1)
+    net = cifar_resnet(10, 8, width=4)
+    if norm != "default":
+        replace_norms(net, norm)
+    nn.functional.cross_entropy(net(images[some]), labels[some]).backward()
+    return torch.cat([one.grad.flatten() for one in net.parameters()])
+
+dist.init_process_group("gloo")
+whole = gradient("default", slice(None))
+rank = dist.get_rank()
+for norm in ("synchronised", "default"):
+    mine = gradient(norm, slice(8 * rank, 8 * rank + 8))
+    dist.all_reduce(mine)
+    if rank == 0:
+        print(float((mine / 2 - whole).norm() / whole.norm()))
+dist.destroy_process_group()
+"""
+
+
+def test_synchronised_batch_normalisation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    (tmp_path / "halves.py").write_text(HALVES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={port}"]
+    synchronised, apart = map(float, finish([*launch, tmp_path / "halves.py"]).split())
+    assert synchronised < 1e-5
+    # Each process's own half has other statistics.
+    assert apart > 0.01
+
+
 def test_a_killed_run_with_everything_on_resumes_to_the_very_same_weights(tmp_path):
     """SIGKILL at a random moment between two checkpoints; seen from outside, as a person would."""
     everything = (

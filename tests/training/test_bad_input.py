@@ -213,6 +213,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, tmp_path):
     [
         ("optim.learning_rate=1", "optim.learning_rate: unknown key"),
         ("train.batch_size=100", "batch_size 100 is more than the 16 images"),
+        ("train.accumulation_parts=64", "accumulation_parts 64 is more than the 4 images"),
         ("model.architecture=seed:lenet9", "unknown, close are lenet5"),
         ("data.train=nowhere", "no such folder"),
         ("augment.cutout_px=40", "cutout_px 40 is more than the image has"),

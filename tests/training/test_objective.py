@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from training.config import TrainRecipe
 from training.objective import Objective
+from training.validation import evaluate_views
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2] * 1)
 
@@ -65,3 +67,21 @@ def test_the_parts_of_a_batch_add_up_to_the_whole(imbalance):
 def test_a_class_without_images_stays_finite():
     objective = Objective(TrainRecipe(epochs=1, batch_size=1, imbalance="class_weights"), LABELS, 4)
     assert torch.isfinite(objective(torch.zeros(4, 4), torch.tensor([0, 1, 2, 3])))
+
+
+def test_a_sure_and_wrong_answer_has_a_finite_validation_loss():
+    """A share below the least float32 has a logarithm all the same; without flips and with."""
+
+    class Sure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, images):
+            return self.scale * torch.tensor([[0.0, 300.0]]).expand(len(images), 2)
+
+    batches = [(torch.zeros(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]))]
+    for is_flipped in (False, True):
+        found = evaluate_views(Sure(), nn.Identity(), batches, is_flip_averaged=is_flipped)
+        assert found.loss == pytest.approx(150.0)
+        assert found.top1 == 0.5

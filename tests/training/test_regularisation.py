@@ -165,6 +165,14 @@ def test_staged_unfreezing_is_exact_on_resume(tmp_path, pretrained):
         (["train.is_feature_cache_on=true"], "goes without augmentation"),
         (["train.frozen_norm=train"], "needs train.unfreeze_after_epochs"),
         (["average.start_fraction=0.5"], "needs average.kind"),
+        (
+            [
+                'data={source="parquet", train_shards=["a"], loading="stream", classes="c"}',
+                "augment={}",
+                "train.imbalance=balanced_sampling",
+            ],
+            "balanced_sampling. goes without data.train_shards",
+        ),
         (["model.pretrained=true", "model.initialisation=dirac"], "takes one of pretrained"),
     ],
 )
