@@ -17,7 +17,7 @@ SEED ?= 0
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container k8s-check serve train export bench lock clean
+.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container k8s-check serve train export bench experiments lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -68,7 +68,7 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser
-	$(BIN)/pytest -m "not e2e and not browser and not container"
+	$(BIN)/pytest -m "not e2e and not browser and not container and not large"
 
 e2e: $(VENV)/.dev $(VENV)/.ray $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
@@ -109,6 +109,9 @@ bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minut
 	scripts/install-system-packages.sh wrk
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.protocols
+
+experiments: $(VENV)/.dev ## run the studies of docs/experiments.md again, or STUDY (about 20 minutes)
+	$(BIN)/python scripts/run-experiments $(STUDY)
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(VENV)/.tools ## renew the locks under requirements/

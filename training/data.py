@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from service.bundle.decode import Limits
 from service.bundle.manifest import Preprocess
@@ -38,6 +37,7 @@ from training.data_formats import (
 )
 from training.errors import TrainingError
 from training.stored_images import ParquetCell, StoredImage
+from training.subsets import keep_some, stratified_parts
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -123,6 +123,12 @@ def load_splits(recipe: DataRecipe) -> Splits:
         if validation.class_names != whole.class_names:
             raise TrainingError(f"{validation.name}: its classes differ from those of {whole.name}")
         splits = Splits(train=whole, validation=validation)
+    if recipe.train_images is not None or recipe.validation_images is not None:
+        seed = recipe.split_seed
+        splits = Splits(
+            train=keep_some(splits.train, recipe.train_images, seed=seed),
+            validation=keep_some(splits.validation, recipe.validation_images, seed=seed),
+        )
     _check_classes(splits.train)
     return splits
 
@@ -132,23 +138,10 @@ def split_stratified(dataset: Dataset, validation_fraction: float, *, seed: int)
 
     Groups stay whole, so with them the shares are only about that large.
     """
-    try:
-        if dataset.groups:
-            count = max(2, round(1 / validation_fraction))
-            folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-            train, validation = next(folds.split(dataset.labels, dataset.labels, dataset.groups))
-        else:
-            train, validation = train_test_split(
-                np.arange(len(dataset)),
-                test_size=validation_fraction,
-                random_state=seed,
-                stratify=dataset.labels,
-            )
-    except ValueError as error:
-        raise TrainingError(f"{dataset.name}: cannot be split: {error}") from error
+    train, validation = stratified_parts(dataset, validation_fraction, seed=seed)
     return Splits(
-        train=dataset.subset(sorted(train.tolist()), split="train"),
-        validation=dataset.subset(sorted(validation.tolist()), split="validation"),
+        train=dataset.subset(train, split="train"),
+        validation=dataset.subset(validation, split="validation"),
     )
 
 

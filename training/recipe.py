@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from service.bundle.manifest import Normalisation, Preprocess
-from training.recipe_fields import STRICT, Share
+from training.recipe_fields import STRICT, PositiveInt, Share
 from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe, TrainRecipe
 
 
@@ -49,6 +49,9 @@ class DataRecipe:
     loading: Literal["memory", "stream"] = "memory"
     # Decode worker processes when streaming; 0 decodes between the steps.
     decode_workers: Annotated[int, Field(ge=0)] = 2
+    # Only so many images, of each class its share, chosen by `split_seed`.
+    train_images: PositiveInt | None = None
+    validation_images: PositiveInt | None = None
     # By whose leave the images are used; copied into the model card.
     licence: str = "unknown"
 
