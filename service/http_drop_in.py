@@ -43,6 +43,7 @@ class DropIn:
         """
         headers = dict(scope["headers"])
         with self._metrics.track_inflight("http"):
+            self._classifier.refuse_early(options)
             body = await self._bodies.read(receive, headers)
             content_type = headers.get(b"content-type", b"")
             images = take_images(content_type, body, self._settings.max_request_images)

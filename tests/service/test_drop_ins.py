@@ -11,7 +11,7 @@ import pytest
 from bad_requests import FILES, JPEG, OPTIONS
 
 from service.classifier import Options
-from service.errors import ErrorCode
+from service.errors import ErrorCode, RequestError
 from service.http_api import STATUS, build_http_app
 
 DROP_INS = ("torchserve", "tfserving", "sagemaker")
@@ -291,6 +291,20 @@ async def test_a_bad_option_gets_its_code_through_every_drop_in(real_client, nam
             assert read_code(await ask(real_client, JPEG, model=value)) in NO_MODEL
         refused = await ask(real_client, JPEG, query=f"?{attributes}")
         assert read_code(refused) == "invalid_argument"
+
+
+@pytest.mark.parametrize("ask", [ask_torchserve, ask_tfserving, ask_sagemaker])
+async def test_what_will_be_refused_is_refused_before_its_body_is_read(
+    make_client, stub_classifier, monkeypatch, ask
+):
+    def refuse(_options):
+        raise RequestError(ErrorCode.OVERLOADED, "there is no room")
+
+    monkeypatch.setattr(stub_classifier, "refuse_early", refuse)
+    drop_ins = dict.fromkeys(DROP_INS, True)
+    async with make_client(max_body_bytes=100, **drop_ins) as client:
+        # Read, this body would be too large.
+        assert read_code(await ask(client, bytes(200))) == "overloaded"
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
