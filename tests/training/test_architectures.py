@@ -54,7 +54,29 @@ SLOW = [
     ("timm:seresnet50", {}, 48),
     ("timm:test_efficientnet", {}, 48),
 ]
-ALL = [*QUICK, *(pytest.param(*row, marks=pytest.mark.e2e) for row in SLOW)]
+# The largest of each family, on small pictures: gigabytes and minutes; `pytest -m large` runs them.
+LARGE = [
+    # Its auxiliary head takes no smaller pictures.
+    ("torchvision:inception_v3", {"aux_logits": True}, 299),
+    ("torchvision:vgg19", {}, 64),
+    ("torchvision:resnet152", {}, 64),
+    ("torchvision:wide_resnet101_2", {}, 64),
+    ("torchvision:resnext101_64x4d", {}, 64),
+    ("torchvision:densenet161", {}, 64),
+    ("torchvision:efficientnet_b7", {}, 64),
+    ("timm:inception_resnet_v2", {}, 107),
+    ("timm:legacy_senet154", {}, 64),
+    ("timm:nasnetalarge", {}, 96),
+    ("seed:zfnet_wide", {}, 63),
+    ("seed:wrn28_10", {}, 16),
+    ("seed:cifar_resnet1202", {}, 16),
+    ("seed:cifar_preresnet1001", {}, 16),
+]
+ALL = [
+    *QUICK,
+    *(pytest.param(*row, marks=pytest.mark.e2e) for row in SLOW),
+    *(pytest.param(*row, marks=pytest.mark.large) for row in LARGE),
+]
 
 
 def random_images(count, channels, size):
