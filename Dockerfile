@@ -19,6 +19,7 @@ RUN --mount=type=cache,target=/cache \
 
 # What changes seldom: the dependencies, from hashed wheels only, so that nothing is compiled. Python
 # would find the times of its byte code wrong and compile anew at each start, hence `unchecked-hash`.
+# PyTorch has a file py312_... that an older Python cannot compile, and does not import.
 FROM tools AS dependencies
 ARG VARIANT=cpu
 COPY requirements/${VARIANT}.txt requirements/
@@ -26,7 +27,7 @@ RUN --mount=type=cache,target=/cache \
     python3 -m venv --without-pip /opt/fivecrop && \
     tools/bin/pip --python /opt/fivecrop/bin/python install --no-compile --no-deps \
         --only-binary :all: --require-hashes -r "requirements/${VARIANT}.txt" && \
-    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/fivecrop/lib
+    python3 -m compileall -q -x '/py312_' --invalidation-mode unchecked-hash /opt/fivecrop/lib
 
 # What changes often: the code, the inventory, the user; below /out as they are below / later.
 FROM dependencies AS code
