@@ -105,10 +105,11 @@ train: $(VENV)/.dev ## train RECIPE with SEED into runs/
 export: $(VENV)/.dev ## export RUN as NAME into exported_models/
 	$(BIN)/fivecrop export $(RUN) --name $(NAME)
 
-bench: $(VENV)/.dev ## measure speed and memory beside the peers (about 50 minutes)
+bench: $(VENV)/.dev $(VENV)/.ray ## measure speed and memory beside the peers (more than an hour)
 	scripts/install-system-packages.sh wrk
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.protocols
+	$(BIN)/python -m benchmarks.scoring --models resnet-18 mobilenet-v2 squeezenet1.1
 
 experiments: $(VENV)/.dev ## run the studies of docs/experiments.md again, or STUDY (about 20 minutes)
 	$(BIN)/python scripts/run-experiments $(STUDY)
@@ -117,7 +118,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: $(VENV)/.tools ## renew the locks under requirements/
 	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 	for group in clients checkers inventory; do $(LOCK) --group $$group -o requirements/$$group.txt || exit; done
-	$(LOCK) --extra ray -c requirements/dev.txt pyproject.toml -o requirements/ray.txt
+	$(LOCK) --extra ray --extra bench-ray -c requirements/dev.txt pyproject.toml -o requirements/ray.txt
 	$(LOCK) --extra cpu --extra remote --extra score -c requirements/dev.txt pyproject.toml -o requirements/score.txt
 	$(LOCK) --extra cpu --extra remote --extra train -c requirements/dev.txt pyproject.toml -o requirements/train.txt
 	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt

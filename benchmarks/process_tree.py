@@ -96,3 +96,29 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._is_over.wait(self._interval_s):
             self._sample()
+
+
+class TreeUse(PeakMemory):
+    """Context manager: also the CPU time of a tree, as far as samples saw it.
+
+    For programs whose processes nobody waits for, so that their parents do not count them, as those
+    of Ray; what a process does after its last sample is missed.
+    """
+
+    def __init__(self, root_pid: int, interval_s: float = 0.5) -> None:
+        super().__init__(root_pid, interval_s)
+        self._seconds: dict[int, float] = {}
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self._seconds.values())
+
+    def _sample(self) -> None:
+        super()._sample()
+        for pid in list_tree(self._root_pid):
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            user, system = stat.rpartition(")")[2].split()[11:13]
+            self._seconds[pid] = (int(user) + int(system)) / TICKS_PER_SECOND

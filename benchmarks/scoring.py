@@ -1,14 +1,16 @@
 """Measures offline scoring beside the limit of the cores and the loop that people write.
 
-``python -m benchmarks.scoring`` scores the photographs again and again, in alternation with the
-tight loops of ``benchmarks.limit`` and ``benchmarks.peers.dataloader_loop``, and prints a table of
-medians and ranges. CPU times are of a whole process tree; what a program costs before its first
-image is taken off by a run over few images, and shown as its start.
+``python -m benchmarks.scoring`` scores the photographs again and again, by ``fivecrop score`` on
+its own workers and on Ray, by a DataLoader in front of ONNX Runtime and by Ray Data, in alternation
+with the tight loops of ``benchmarks.limit``, and prints a table of medians and ranges. CPU times
+are of a whole process tree; what a program costs before its first image is taken off by a run over
+few images, and shown as its start. Without Ray (``make .venv/.ray``) its two programs are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -18,12 +20,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.limit import Limit, measure_limit
 from benchmarks.models import BenchModel, make_models
 from benchmarks.photographs import BENCH_FOLDER, DEFAULT_FOLDER, load_photographs
-from benchmarks.process_tree import PeakMemory
+from benchmarks.process_tree import TreeUse
 from benchmarks.progress import say
 from service.cores import count_cores
 
@@ -58,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, help="(default 600, quick 60)")
+    parser.add_argument("--rounds", type=int, help="(default 3, quick 1)")
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--quick", action="store_true", help="whether it works, no figures")
     options = parser.parse_args(arguments)
+    images = options.images or (60 if options.quick else 600)
+    rounds = options.rounds or (1 if options.quick else 3)
     photographs = load_photographs(options.photographs)
     models = [
         model
@@ -69,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.models or model.name in options.models
     ]
     lists = {}
-    for count in (FEW, options.images):
+    for count in (FEW, images):
         lists[count] = (BENCH_FOLDER / f"scoring-{count}.txt").resolve()
         names = [str(path.resolve()) for path in photographs.paths]
         lists[count].write_text("".join(f"{names[i % len(names)]}\n" for i in range(count)))
@@ -78,24 +84,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for model in models:
-        _measure(model, photographs.folder, lists, options.rounds)
+        _measure(model, photographs.folder, lists, rounds)
 
 
 def _measure(model: BenchModel, folder: Path, lists: dict[int, Path], rounds: int) -> None:
-    found: dict[str, list[Result]] = {"fivecrop score": [], "DataLoader + ONNX Runtime": []}
-    programs = {"fivecrop score": _score, "DataLoader + ONNX Runtime": _loop}
+    programs = {
+        "fivecrop score": partial(_score, engine="local"),
+        "DataLoader + ONNX Runtime": partial(_loop, module="dataloader_loop"),
+    }
+    if importlib.util.find_spec("ray") is None:
+        say("Ray is not installed: `fivecrop score --engine ray` and Ray Data are left out")
+    else:
+        programs["fivecrop score --engine ray"] = partial(_score, engine="ray")
+        programs["Ray Data"] = partial(_loop, module="ray_data_loop")
+    found: dict[str, list[Result]] = {name: [] for name in programs}
     few, many = sorted(lists)
     for number in range(rounds):
         say(f"{model.name}: round {number + 1}")
         before = _limit(model, folder)
         for name, run in programs.items():
-            start = run(model, lists[few])
-            whole = run(model, lists[many])
+            try:
+                start = run(model, lists[few])
+                whole = run(model, lists[many])
+            except RuntimeError as error:
+                say(f"{name}: {error}; left out of this round")
+                continue
             after = _limit(model, folder)
             found[name].append(_compare(start, whole, (before, after)))
             before = after
     for name, results in found.items():
-        print(_line(model.name, name, results), flush=True)
+        if results:
+            print(_line(model.name, name, results), flush=True)
 
 
 def _limit(model: BenchModel, folder: Path) -> Limit:
@@ -130,11 +149,12 @@ def _line(model: str, name: str, results: list[Result]) -> str:
     return f"| {model} | {name} | {' | '.join(cells)} |"
 
 
-def _score(model: BenchModel, photographs: Path) -> Run:
+def _score(model: BenchModel, photographs: Path, *, engine: str) -> Run:
     out = BENCH_FOLDER / "scores"
     shutil.rmtree(out, ignore_errors=True)
     command = [str(Path(sys.executable).with_name("fivecrop")), "score", str(photographs)]
     command += ["--model", model.name, "--model-repository", str(model.repository)]
+    command += ["--engine", engine]
     shown, seconds, cpu_seconds, peak_mb = _run([*command, "--out", str(out), "--json"])
     facts = json.loads(shown.splitlines()[-1])
     if facts["errors"]:
@@ -148,9 +168,9 @@ def _score(model: BenchModel, photographs: Path) -> Run:
     )
 
 
-def _loop(model: BenchModel, photographs: Path) -> Run:
+def _loop(model: BenchModel, photographs: Path, *, module: str) -> Run:
     preprocess = model.manifest.preprocess
-    command = [sys.executable, "-m", "benchmarks.peers.dataloader_loop", str(model.onnx_path)]
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", str(model.onnx_path)]
     command += [str(photographs), str(BENCH_FOLDER / "loop.csv")]
     command += ["--resize", str(preprocess.resize.size), "--crop", str(preprocess.crop.height)]
     shown, seconds, cpu_seconds, peak_mb = _run(command)
@@ -167,18 +187,25 @@ def _loop(model: BenchModel, photographs: Path) -> Run:
 def _run(command: list[str]) -> tuple[str, float, float, float]:
     """Returns what a program printed, its time, its tree's CPU time and peak memory (PSS)."""
     started = time.monotonic()
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    environment = {
+        **os.environ,
+        "ORT_DISABLE_TELEMETRY": "1",
+        # On a busy machine Ray gives up on itself before it has started.
+        "RAY_raylet_start_wait_time_s": "120",
+    }
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    with PeakMemory(process.pid) as memory:
+    with TreeUse(process.pid) as use:
         shown = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
     process.stdout.close()
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
     if process.returncode:
-        raise RuntimeError(f"{command[1]} ended with {process.returncode}")
-    return shown, seconds, usage.ru_utime + usage.ru_stime, memory.peak_bytes / 1e6
+        raise RuntimeError(f"{command[:4]} ended with {process.returncode}")
+    # Both are what was seen at least.
+    cpu_seconds = max(usage.ru_utime + usage.ru_stime, use.cpu_seconds)
+    return shown, seconds, cpu_seconds, use.peak_bytes / 1e6
 
 
 if __name__ == "__main__":
