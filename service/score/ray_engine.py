@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,9 +24,8 @@ from service.bundle.repository import read_bundle, verify_files
 from service.errors import FivecropError
 from service.score.errors import ScoreError
 from service.score.pool import POLL_S, Link, Worker, WorkerPool
-from service.score.row import Row, failed_row
 from service.score.scorer import Scorer, Spent
-from service.score.storage import Reader, ReadError, tell
+from service.score.storage import Reader, tell
 from service.score.worker import Answer, Chunk, Ready, Refused, Setup
 
 _CONNECT_S: Final = 10.0
@@ -72,20 +73,10 @@ class Scoring:
         assert self._scorer is not None
         scorer, scorer.spent = self._scorer, Spent()
         reads = [self._reads.submit(self._reader.read, entry) for entry in chunk.entries]
-        rows = []
-        for entry, read in zip(chunk.entries, reads, strict=True):
-            rows.append(self._row(scorer, entry, read))
+        rows = [
+            scorer.score_read(entry, read) for entry, read in zip(chunk.entries, reads, strict=True)
+        ]
         return Answer(chunk.number, rows, scorer.spent)
-
-    @staticmethod
-    def _row(scorer: Scorer, entry: Any, read: Future[bytes]) -> Row:
-        waits = time.perf_counter()
-        try:
-            data = read.result()
-        except ReadError as error:
-            return failed_row(entry, error.code)
-        scorer.spent.read_s += time.perf_counter() - waits
-        return scorer.score(entry, data)
 
 
 class RayLink:
@@ -138,16 +129,7 @@ class RayPool(WorkerPool):
         self._ray = _import_ray()
         if address is not None:
             _check_address(address)
-        try:
-            self._ray.init(
-                address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else {"include_dashboard": False}),
-            )
-        except Exception as error:
-            # Ray's errors at this point share no base class.
-            raise ScoreError(f"Ray at {address or 'this machine'}: {tell(error)}") from error
+        _connect(self._ray, address)
         folder = setup.bundle_folder
         self._place = f"{folder.parent.name}/{folder.name}"
         files = {
@@ -201,6 +183,30 @@ class RayPool(WorkerPool):
         """Ends the actors, and the Ray of this machine if it was started for the job."""
         super().close()
         self._ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connects to the cluster, or starts a Ray of this machine.
+
+    Ray takes SIGTERM over then: it would drain for a while and exit, and the job write nothing.
+
+    Raises:
+        ScoreError: It does not work.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except Exception as error:
+        # Ray's errors at this point share no base class.
+        raise ScoreError(f"Ray at {address or 'this machine'}: {tell(error)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _import_ray() -> Any:

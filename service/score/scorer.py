@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,7 +26,7 @@ from service.score.entry import Entry
 from service.score.errors import ScoreError
 from service.score.options import ScoreOptions
 from service.score.row import Row, answered_row, failed_row
-from service.score.storage import code_of
+from service.score.storage import ReadError, code_of
 from service.settings import Settings
 from service.url_guard import refuse_url
 
@@ -83,6 +84,16 @@ class Scorer:
             BundleError: It does not.
         """
         prove_golden(self._bundle, self.variant, self.engine)
+
+    def score_read(self, entry: Entry, read: Future[bytes]) -> Row:
+        """Returns the row of an image whose bytes are on their way."""
+        waits = time.perf_counter()
+        try:
+            data = read.result()
+        except ReadError as error:
+            return failed_row(entry, error.code)
+        self.spent.read_s += time.perf_counter() - waits
+        return self.score(entry, data)
 
     def score(self, entry: Entry, data: bytes) -> Row:
         """Returns the row of an encoded image; what is wrong with it is in the row."""

@@ -11,7 +11,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from service.bundle.repository import read_bundle
 from service.errors import FivecropError
 from service.score.entry import Entry, File
 from service.score.options import ScoreOptions
-from service.score.row import Row, failed_row
+from service.score.row import Row
 from service.score.scorer import Scorer, Spent
-from service.score.storage import Reader, ReadError, is_url
+from service.score.storage import Reader, is_url
 from service.settings import Settings
 
 # Reads that are under way or wait for the model; a remote store answers many at once.
@@ -143,14 +142,7 @@ def run_worker(connection: Connection) -> None:
     rows: list[Row] = []
     while True:
         fetched = ahead.take()
-        waits = time.perf_counter()
-        try:
-            data = fetched.data.result()
-        except ReadError as error:
-            rows.append(failed_row(fetched.entry, error.code))
-        else:
-            scorer.spent.read_s += time.perf_counter() - waits
-            rows.append(scorer.score(fetched.entry, data))
+        rows.append(scorer.score_read(fetched.entry, fetched.data))
         if fetched.is_last:
             connection.send(Answer(fetched.number, rows, scorer.spent))
             rows, scorer.spent = [], Spent()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.score.errors import ScoreError
+from service.score.ray_engine import _connect
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed: make .venv/.ray")
@@ -74,6 +78,43 @@ def test_a_ray_of_this_machine_gives_the_rows_of_the_worker_processes(
     run("-c", "from service.cli import main; main()", "score", photos, *options)
     score(photos, "here")
     assert read_rows("ray") == read_rows("here")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ray_does_not_keep_the_signal_that_stops_a_job(fails):
+    def init(*_, **__):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        if fails:
+            raise RuntimeError("no room")
+
+    ours = signal.getsignal(signal.SIGTERM)
+    if fails:
+        with pytest.raises(ScoreError, match="Ray at this machine: no room"):
+            _connect(types.SimpleNamespace(init=init), None)
+    else:
+        _connect(types.SimpleNamespace(init=init), None)
+    kept = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, ours)
+    assert kept == ours
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_a_job_on_a_ray_of_this_machine_stops_at_a_part(table, tmp_path, tiny_bundle_repository):
+    command = [sys.executable, Path(__file__).with_name("driver.py"), table, "--engine=ray"]
+    command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
+    command += [f"--out={tmp_path / 'out'}", "--part-seconds=0.2", "--workers=1"]
+    environment = {**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
+        end = time.monotonic() + LIMIT_S
+        while not list((tmp_path / "out").glob("part-*")) and time.monotonic() < end:
+            assert job.poll() is None, job.stderr.read().decode()[-2000:]
+            time.sleep(0.05)
+        job.terminate()
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "--resume goes on" in told.decode()
+    assert not (tmp_path / "out/_lock.json").exists()
 
 
 def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
