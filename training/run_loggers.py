@@ -5,6 +5,7 @@ A logger is called with each epoch's record of the history (`training.checkpoint
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from training.errors import TrainingError
 
 LoggerName = Literal["tensorboard", "mlflow"]
 EpochLogger = Callable[[Mapping[str, Any]], None]
+
+logger = logging.getLogger(__name__)
 
 # MLflow takes no longer values.
 _MLFLOW_VALUE_CHARACTERS = 500
@@ -86,38 +89,58 @@ class TensorBoardLogger:
 
 
 class MlflowLogger:
-    """Tells the store that MLFLOW_TRACKING_URI names, `mlruns` beside the run folder without it.
+    """Tells the store that MLFLOW_TRACKING_URI names.
 
     The recipe becomes parameters, the history metrics; a resumed run goes on in the run of MLflow
-    that it began.
+    that it began. A store that fails is given up with a warning: training goes on.
     """
 
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:
         _require("mlflow")
+        import mlflow
+
+        # MLflow's own default is a database that the small package cannot open.
+        if not mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
+            raise TrainingError("mlflow needs MLFLOW_TRACKING_URI, the address of its store")
         self._recipe = recipe
         self._run_dir = run_dir
         self._client: Any = None
         self._run_id = ""
+        self._is_given_up = False
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a value to each metric."""
-        if self._client is None:
-            self._begin()
-        for name, value in _numbers(record):
-            self._client.log_metric(self._run_id, name, value, step=record["step"])
+        if self._is_given_up:
+            return
+        with self._giving_up():
+            if self._client is None:
+                self._begin()
+            for name, value in _numbers(record):
+                self._client.log_metric(self._run_id, name, value, step=record["step"])
 
     def close(self, *, is_complete: bool) -> None:
         """Say how the run ended."""
-        if self._client is not None:
-            status = "FINISHED" if is_complete else "FAILED"
+        status = "FINISHED" if is_complete else "FAILED"
+        if self._client is None or self._is_given_up:
+            return
+        with self._giving_up():
             self._client.set_terminated(self._run_id, status=status)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Warn of a store that fails."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            logger.warning("mlflow is told no more: %s", str(error).splitlines()[0])
+            self._is_given_up = True
 
     def _begin(self) -> None:
         import mlflow
 
-        own = (self._run_dir.parent / "mlruns").resolve().as_uri()
-        is_told = mlflow.tracking.is_tracking_uri_set()  # type: ignore[no-untyped-call]
-        self._client = mlflow.MlflowClient(tracking_uri=None if is_told else own)
+        self._client = mlflow.MlflowClient()
         noted = self._run_dir / "mlflow-run.txt"
         if noted.exists():
             self._run_id = noted.read_text(encoding="utf-8").strip()

@@ -42,11 +42,13 @@ def told(records, name):
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A tracking store of MLflow's in a folder."""
+def store(tmp_path, monkeypatch):
+    """A tracking store of MLflow's in a folder, which it takes when told to."""
     import mlflow
 
-    return lambda: mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    return mlflow.MlflowClient
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -122,3 +124,24 @@ def test_a_package_that_is_missing_is_named_before_training_starts(tmp_path, mon
     assert done.exit_code == 2
     assert "mlflow is not installed; the extra `mlflow` has it" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_mlflow_without_an_address_is_refused_before_training_starts(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = run_command(tmp_path / "run", "--log-to", "mlflow")
+    assert done.exit_code == 2
+    assert "mlflow needs MLFLOW_TRACKING_URI" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_fails_is_given_up_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with open_loggers(["mlflow"], load_recipe(DIGITS), tmp_path) as log:
+        log({"step": 1, "train_loss": 1.0})
+        log({"step": 2, "train_loss": 1.0})
+    assert [
+        one.getMessage().split(":")[0]
+        for one in caplog.records
+        if "mlflow" in one.name or one.name == run_loggers.__name__
+    ] == ["mlflow is told no more"]
