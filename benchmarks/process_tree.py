@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -28,15 +29,17 @@ def read_cpu_seconds(root_pid: int) -> float:
     Children that ended count through their parent (cutime and cstime), so a difference of two
     readings misses nothing.
     """
-    ticks = 0
+    return sum(sum(times) for _, times in _read_cpu_times(root_pid)) / TICKS_PER_SECOND
+
+
+def _read_cpu_times(root_pid: int) -> Iterator[tuple[int, list[int]]]:
+    """Yields each process of the tree with its utime, stime, cutime and cstime, in ticks."""
     for pid in list_tree(root_pid):
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        fields = stat.rpartition(")")[2].split()
-        ticks += sum(int(field) for field in fields[11:15])
-    return ticks / TICKS_PER_SECOND
+        yield pid, [int(field) for field in stat.rpartition(")")[2].split()[11:15]]
 
 
 def read_pss_bytes(root_pid: int) -> int:
@@ -115,10 +118,5 @@ class TreeUse(PeakMemory):
 
     def _sample(self) -> None:
         super()._sample()
-        for pid in list_tree(self._root_pid):
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            user, system = stat.rpartition(")")[2].split()[11:13]
-            self._seconds[pid] = (int(user) + int(system)) / TICKS_PER_SECOND
+        for pid, (user, system, *_) in _read_cpu_times(self._root_pid):
+            self._seconds[pid] = (user + system) / TICKS_PER_SECOND

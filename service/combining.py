@@ -106,7 +106,7 @@ class CombiningClassifier(Classifier):
             model=found.name,
             version=found.version,
             prediction=best,
-            member=f"{model.name}@{model.version}",
+            member=model.bundle.reference,
             timings=replace(explanation.timings, total_s=time.monotonic() - start),
         )
 

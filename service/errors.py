@@ -5,6 +5,7 @@
     └── StartError                      the service cannot start, or a model cannot be loaded
         ├── SettingsError               an unknown or impossible setting
         ├── BundleError                 a bundle that is absent, damaged or not what it claims
+        │   └── GoldenError             a whole bundle that answers its golden samples otherwise
         ├── ProviderError               the asked-for ONNX Runtime provider is not there
         ├── MemoryBudgetError           a model does not fit beside those that are loaded
         └── RepositoryError             a repository behind a URL that cannot be reached
@@ -17,6 +18,10 @@ holds a path, a cause or the input; the cause goes to the log.
 from __future__ import annotations
 
 from enum import StrEnum, unique
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 @unique
@@ -95,3 +100,12 @@ class MemoryBudgetError(StartError):
 
 class RepositoryError(StartError):
     """A model repository behind a URL cannot be reached, or not in that way."""
+
+
+def tell_invalid(place: object, error: ValidationError) -> str:
+    """Returns the first thing that is wrong with a document, and where in `place`, as one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    where = f" at {where}" if where else ""
+    # One line, whatever the keys of the document hold.
+    return " ".join(f"{place}{where}: {first['msg']}".split())

@@ -20,7 +20,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.bundle.manifest import NAME_PATTERN
-from service.errors import BundleError
+from service.errors import BundleError, tell_invalid
 from service.traffic_orders import RolledBack, Shadow, Split, list_versions
 
 ORDERS_FILE = ".orders.json"
@@ -170,9 +170,7 @@ class OrdersFile:
         except OSError as error:
             raise BundleError(f"{self._path.name}: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(f"{self._path.name} at {where}: {first['msg']}") from error
+            raise BundleError(tell_invalid(self._path.name, error)) from error
 
     def change(self, name: str, change: OrdersChange) -> None:
         """Changes the orders for one model, whatever other processes do meanwhile.

@@ -29,7 +29,7 @@ from service.bundle.repository import (
     list_files,
 )
 from service.bundle_cache import BundleCache
-from service.errors import BundleError, RepositoryError
+from service.errors import BundleError, RepositoryError, tell_invalid
 
 # What tells that a file was replaced; which of them there are depends on the kind of server.
 _FACTS: Final = ("size", "ETag", "LastModified", "etag", "mtime", "generation")
@@ -196,6 +196,4 @@ def _parse(content: bytes, reference: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{reference}: {MANIFEST_FILE} at {where}: {first['msg']}") from error
+        raise BundleError(tell_invalid(f"{reference}: {MANIFEST_FILE}", error)) from error

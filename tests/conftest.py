@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -128,6 +129,13 @@ class GrowingRepository:
         """The best class of `image` that a version answers."""
         return (self.first_class + version - 1) % 10
 
+    def upload(self, files, place: str, version: int) -> None:
+        """Puts a version below a place of an fsspec file system, its manifest last."""
+        folder = self.folder / self.NAME / str(version)
+        for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
+            if path.is_file():
+                files.put_file(str(path), f"{place}/{path.relative_to(self.folder)}")
+
     def publish(
         self,
         version: int,
@@ -239,14 +247,7 @@ def bucket(s3, growing_repository):
     Version 1 of the growing repository is in it.
     """
     s3.mkdir("models")
-
-    def upload(version):
-        folder = growing_repository.folder / growing_repository.NAME / str(version)
-        for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
-            if path.is_file():
-                target = f"models/live/{path.relative_to(growing_repository.folder)}"
-                s3.put_file(str(path), target)
-
+    upload = partial(growing_repository.upload, s3, "models/live")
     upload(1)
     return upload
 

@@ -58,7 +58,7 @@ def _settings_against(finding: Finding, recipe: Recipe, curves: Curves) -> tuple
 
 def _revive(recipe: Recipe) -> Iterable[str]:
     yield f"optim.lr={recipe.optim.lr / _RATE_STEP:.3g}"
-    if not recipe.model.pretrained and recipe.model.weights is None:
+    if not recipe.model.has_weights:
         yield 'model.initialisation="he_normal"'
 
 

@@ -7,7 +7,7 @@ import torch
 from training.advice import Advice, advise_by_curves
 from training.config import Recipe, apply_override, recipe_from_dict, recipe_to_dict
 from training.data import load_splits
-from training.data_advice import advise_by_data, has_weights, measure_data
+from training.data_advice import advise_by_data, measure_data
 from training.errors import TrainingError
 from training.learning_curves import Curves
 from training.network import build_network
@@ -36,7 +36,7 @@ def advise_recipe(
     splits = load_splits(recipe.data)
     facts = measure_data(splits)
     found = list(advise_by_data(recipe, facts))
-    if has_weights(recipe) and is_transfer_probed:
+    if recipe.model.has_weights and is_transfer_probed:
         probe = probe_transfer(recipe, splits, max_images=max_images)
         with torch.device("meta"):
             shape = build_network(recipe.model, classes=len(facts.class_sizes), is_trained=True)

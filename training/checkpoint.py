@@ -17,7 +17,7 @@ runs/<name>-<seed>/
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,11 @@ def save_text(path: Path, text: str) -> None:
 def save_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write indented JSON."""
     save_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def save_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON objects, one a line."""
+    save_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def load_json(path: Path) -> dict[str, Any]:

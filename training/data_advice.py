@@ -71,13 +71,8 @@ def advise_by_data(recipe: Recipe, facts: DataFacts) -> tuple[Advice, ...]:
     return tuple(one for rule in rules for one in rule(recipe, facts))
 
 
-def has_weights(recipe: Recipe) -> bool:
-    """Whether training starts from what others learnt."""
-    return recipe.model.pretrained or recipe.model.weights is not None
-
-
 def _few_images(recipe: Recipe, facts: DataFacts) -> Iterator[Advice]:
-    if has_weights(recipe) or facts.images_a_class >= FEW_A_CLASS:
+    if recipe.model.has_weights or facts.images_a_class >= FEW_A_CLASS:
         return
     yield Advice(
         topic="few images",
@@ -108,7 +103,7 @@ def _image_size(recipe: Recipe, facts: DataFacts) -> Iterator[Advice]:
     ratio = own / shown
     if ratio > 1 / _SIZE_RATIO and ratio < _SIZE_RATIO:
         return
-    if ratio <= 1 / _SIZE_RATIO and has_weights(recipe):
+    if ratio <= 1 / _SIZE_RATIO and recipe.model.has_weights:
         return  # What it learnt, it learnt at that size.
     # The same cut of the picture, and no smaller than networks take.
     side = max(32, own if ratio < 1 else 2 * shown)
@@ -140,7 +135,7 @@ def _colours(recipe: Recipe, facts: DataFacts) -> Iterator[Advice]:
     off = max(abs(one - other) for one, other in zip(assumed.mean, facts.mean, strict=True))
     ratios = [one / max(other, 1e-6) for one, other in zip(assumed.std, facts.std, strict=True)]
     is_near = off < _OFF_MEAN and all(1 / _OFF_STD < one < _OFF_STD for one in ratios)
-    if is_near or has_weights(recipe):
+    if is_near or recipe.model.has_weights:
         return
     mean, std = (f"[{', '.join(f'{one:.3f}' for one in of)}]" for of in (facts.mean, facts.std))
     yield Advice(

@@ -98,6 +98,11 @@ class ModelRecipe:
     # Keyword arguments of the network's constructor.
     options: Mapping[str, int | float | str | bool] = Field(default_factory=dict)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether training starts from what others learnt."""
+        return self.pretrained or self.weights is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Recipe:

@@ -1,7 +1,6 @@
 """One run in progress: everything that changes during it, and what changes it."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from training.checkpoint import (
     load_state,
     load_weights,
     save_json,
+    save_json_lines,
     save_state,
-    save_text,
     save_weights,
 )
 from training.config import Recipe
@@ -40,8 +39,6 @@ from training.validation import Evaluation, evaluate_views
 # Enough for means and deviations of every channel.
 _STATISTICS_BATCHES = 100
 _PROBED_IMAGES = 64
-# What a checkpoint holds.
-_STATE = frozenset({"step", "net", "optimizer", "average", "scaler", "random", "random_cuda"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,12 +288,14 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write the history, then all that `restore` needs."""
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        save_text(self.run_dir / "history.jsonl", lines)
+        save_json_lines(self.run_dir / "history.jsonl", self.history)
         if self.probes:
-            lines = "".join(json.dumps(record) + "\n" for record in self.probes)
-            save_text(self.run_dir / "probe.jsonl", lines)
-        state = {
+            save_json_lines(self.run_dir / "probe.jsonl", self.probes)
+        save_state(self.run_dir / "resume.pt", self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
             "step": self.step,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -305,7 +304,6 @@ class Trainer:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        save_state(self.run_dir / "resume.pt", state)
 
     def restore(self) -> None:
         """Go back to the last checkpoint; without one, stay at the start."""
@@ -313,7 +311,7 @@ class Trainer:
         if not path.exists():
             return
         state = load_state(path)
-        missing = sorted(_STATE - state.keys())
+        missing = sorted(self.state().keys() - state.keys())
         if missing:
             raise TrainingError(f"{path}: written by another version: has no {', '.join(missing)}")
         try:

@@ -25,7 +25,8 @@ from training.network import build_network
 
 # What the classifier reads.
 LAST = "classifier input"
-_CLASSIFIERS = ("head", "classifier")
+# Names of the outermost module that tells the classes apart.
+CLASSIFIERS = ("head", "classifier")
 _BATCH = 64
 _RIDGES = tuple(10.0**power for power in range(-2, 6))
 
@@ -103,7 +104,7 @@ def probe_transfer(recipe: Recipe, splits: Splits, *, max_images: int = 2000) ->
     Raises:
         TrainingError: the network has no weights to start from.
     """
-    if not recipe.model.pretrained and recipe.model.weights is None:
+    if not recipe.model.has_weights:
         raise TrainingError("model.pretrained or model.weights is needed to tell what transfers")
     train, validation = (_some(one, max_images) for one in (splits.train, splits.validation))
     blank = replace(recipe.model, pretrained=False, weights=None)
@@ -154,7 +155,7 @@ def _last_maps(net: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tenso
     handles = [
         module.register_forward_hook(partial(record, name))
         for name, module in net.named_modules()
-        if name and name.partition(".")[0] not in _CLASSIFIERS
+        if name and name.partition(".")[0] not in CLASSIFIERS
     ]
     try:
         _, embedding = net.forward_with_embedding(images)

@@ -15,7 +15,7 @@ from torch import nn
 from training.advice import Advice
 from training.config import Recipe
 from training.data_advice import FEW_A_CLASS, DataFacts
-from training.transfer import LAST, TransferProbe
+from training.transfer import CLASSIFIERS, LAST, TransferProbe
 
 _GENTLE_DECAY = 0.75
 
@@ -91,7 +91,7 @@ def _bodies(net: nn.Module) -> list[str]:
     return [
         name
         for name, module in net.named_children()
-        if name not in ("head", "classifier") and any(True for _ in module.parameters())
+        if name not in CLASSIFIERS and any(True for _ in module.parameters())
     ]
 
 

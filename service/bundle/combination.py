@@ -29,7 +29,7 @@ from service.bundle.manifest import (
     Unit,
 )
 from service.bundle.repository import list_versions, publishing
-from service.errors import BundleError
+from service.errors import BundleError, tell_invalid
 
 COMBINATION_FILE = "combination.json"
 
@@ -169,10 +169,7 @@ def parse_combination(content: bytes, folder: PurePath) -> FoundCombination:
     try:
         manifest = _PARSER.validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        file = folder / COMBINATION_FILE
-        raise BundleError(" ".join(f"{file} at {where}: {first['msg']}".split())) from error
+        raise BundleError(tell_invalid(folder / COMBINATION_FILE, error)) from error
     if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
         raise BundleError(f"{folder} holds {manifest.reference}; folders are NAME/VERSION")
     return FoundCombination(manifest=manifest, digest=hashlib.sha256(content).hexdigest())

@@ -22,7 +22,7 @@ from service.bundle.manifest import (
     Manifest,
     Variant,
 )
-from service.errors import BundleError
+from service.errors import BundleError, tell_invalid
 
 MANIFEST_FILE = "bundle.json"
 GOLDEN_FILE = "golden/golden.json"
@@ -261,11 +261,7 @@ def _read(path: Path, kind: type[_M]) -> tuple[bytes, _M]:
     try:
         return content, kind.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        where = f" at {where}" if where else ""
-        # One line, whatever the keys of the file hold.
-        raise BundleError(" ".join(f"{path}{where}: {first['msg']}".split())) from error
+        raise BundleError(tell_invalid(path, error)) from error
 
 
 def _sync(folder: Path) -> None:

@@ -85,10 +85,9 @@ def _find_bundle(settings: Settings, reference: str) -> Bundle:
     """
     source = open_source(settings)
     name, _, version = reference.partition("@")
-    versions = source.list_versions().get(name, [])
+    listing = source.list_versions()
+    versions = listing.get(name, [])
     if not versions or (version and version not in map(str, versions)):
-        known = ", ".join(
-            f"{one}@{each}" for one, all_of in source.list_versions().items() for each in all_of
-        )
+        known = ", ".join(f"{one}@{each}" for one, all_of in listing.items() for each in all_of)
         raise ScoreError(f"unknown model {reference!r}; there is {known or 'none'}")
     return source.fetch(name, int(version) if version else versions[-1])

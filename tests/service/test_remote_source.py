@@ -64,14 +64,7 @@ def google(monkeypatch, growing_repository, free_port):
     with create_server("127.0.0.1", port, in_memory=True, default_bucket="models"):
         gcsfs.GCSFileSystem.clear_instance_cache()
         files = gcsfs.GCSFileSystem(use_listings_cache=False)
-
-        def upload(version):
-            folder = growing_repository.folder / NAME / str(version)
-            for path in sorted(folder.rglob("*"), key=lambda path: path.name == "bundle.json"):
-                if path.is_file():
-                    target = f"models/live/{path.relative_to(growing_repository.folder)}"
-                    files.put_file(str(path), target)
-
+        upload = functools.partial(growing_repository.upload, files, "models/live")
         upload(1)
         yield upload
         gcsfs.GCSFileSystem.clear_instance_cache()

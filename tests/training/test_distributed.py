@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
 
 from training.config import load_recipe
 from training.distributed import Team
@@ -15,15 +13,6 @@ from training.trainer_setup import build_trainer
 
 DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
 SHORT = ("train.epochs=2", "train.batch_size=256", "train.cpu_threads=1", "train.precision=fp32")
-
-
-@pytest.fixture
-def group(tmp_path):
-    """A group of one process, which can be told that it is one of two."""
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def seeds_of_second_epoch(folder, rank, *, is_first_trained):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from training.errors import TrainingError
@@ -72,15 +71,6 @@ def test_batch_renorm_lets_gradients_through_the_batch_statistics():
 def test_a_network_without_batch_norm_is_refused():
     with pytest.raises(TrainingError, match="LeNet5 has no batch normalisation"):
         replace_norms(build_model("seed:lenet5", classes=3), "group")
-
-
-@pytest.fixture
-def group(tmp_path):
-    """A group of one process, so that its sums are taken; test_training_processes has two."""
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_synchronised_sums_are_batch_normalisation(group):
