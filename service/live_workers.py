@@ -34,32 +34,22 @@ def forget_worker(folder: Path, pid: int) -> None:
 
 
 class WorkersCollector(Collector):
-    """How many workers there should be, are, and ever were, read when Prometheus asks."""
+    """How many workers there should be and ever were, read when Prometheus asks."""
 
-    def __init__(
-        self,
-        configured: int,
-        list_pids: Callable[[], list[int]],
-        count_started: Callable[[], int],
-    ) -> None:
+    def __init__(self, configured: int, count_started: Callable[[], int]) -> None:
         """Makes a collector over what the functions return at each scrape.
 
         Args:
             configured: How many workers there should be.
-            list_pids: Those that live.
             count_started: How many there ever were.
         """
         self._configured = configured
-        self._list_pids = list_pids
         self._count_started = count_started
 
     def collect(self) -> Iterator[Metric]:
-        """Yields two gauges, which an alert compares, and a counter."""
+        """Yields a gauge and a counter."""
         yield GaugeMetricFamily(
             "fivecrop_workers_configured", "Worker processes asked for.", self._configured
-        )
-        yield GaugeMetricFamily(
-            "fivecrop_workers_alive", "Worker processes that run.", len(self._list_pids())
         )
         yield CounterMetricFamily(
             "fivecrop_worker_starts", "Worker processes there ever were.", self._count_started()

@@ -92,6 +92,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._workers_alive = Gauge(
+            "fivecrop_workers_alive",
+            "Worker processes that serve.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._queue_views = Gauge(
             "fivecrop_queue_views",
             "Views admitted and not yet answered.",
@@ -211,6 +217,10 @@ class Metrics:
     def track_inflight(self, transport: str) -> AbstractContextManager[None]:
         """Counts a request as being answered while the body runs."""
         return self._inflight_of(transport).track_inprogress()
+
+    def count_worker(self) -> None:
+        """Counts this process as a worker that serves, as long as it lives."""
+        self._workers_alive.set(1)
 
     def set_queue_views(self, views: int) -> None:
         """Shows how many views are admitted and not yet answered."""

@@ -118,15 +118,16 @@ class _Supervisor:
             self._workers[index] = worker
             try:
                 await worker.wait_ready()
+                if await self._watch(worker) > _STEADY_S:
+                    pauses_s = _restart_pauses()
             except StartError as error:
                 if self._stopping.is_set():
                     return
                 if not self._is_announced or not self._serving:
                     raise
                 logger.error("worker %d cannot start again: %s", index, error)
-            else:
-                if await self._watch(worker) > _STEADY_S:
-                    pauses_s = _restart_pauses()
+            finally:
+                self._forget_gauges(worker.pid)
             await self._pause(next(pauses_s))
 
     async def _watch(self, worker: WorkerProcess) -> float:
@@ -142,7 +143,6 @@ class _Supervisor:
         hearing.cancel()
         self._relay.leave(worker.index)
         self._serving.discard(worker.index)
-        self._forget_gauges(worker.pid)
         if self._stopping.is_set():
             self._ended_in_order &= code in _IN_ORDER
         else:

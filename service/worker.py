@@ -99,6 +99,7 @@ class Worker:
                 look_every_s=settings.model_poll_s,
             )
             worker._watch.start()
+        metrics.count_worker()
         return worker
 
     async def classify(self, image: bytes) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _build_metrics(settings: Settings) -> Metrics:
         shared_folder=folder,
         collectors=(
             ProcessesCollector(list_pids),
-            WorkersCollector(settings.workers, list_pids, count_started),
+            WorkersCollector(settings.workers, count_started),
             GpuCollector(),
         ),
     )

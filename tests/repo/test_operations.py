@@ -26,7 +26,7 @@ OF_GPUS = {
 
 @pytest.fixture(scope="module")
 def existing():
-    workers = WorkersCollector(1, this_process, lambda: 1)
+    workers = WorkersCollector(1, lambda: 1)
     collectors = (ProcessesCollector(this_process), workers, JobMetrics())
     text = Metrics(collectors=collectors).render()[0].decode()
     return set(re.findall(r"^# TYPE (\w+) ", text, re.M)) | OF_GPUS

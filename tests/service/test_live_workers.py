@@ -26,20 +26,16 @@ def test_dead_worker_leaves_the_list_and_its_counts_stay(tmp_path):
 
 
 def test_collector_looks_at_each_scrape(tmp_path):
-    collector = WorkersCollector(
-        2, lambda: list_live_workers(tmp_path), lambda: count_started_workers(tmp_path)
-    )
+    collector = WorkersCollector(2, lambda: count_started_workers(tmp_path))
 
     def collect():
         return {metric.name: metric.samples[0].value for metric in collector.collect()}
 
     assert collect() == {
         "fivecrop_workers_configured": 2,
-        "fivecrop_workers_alive": 0,
         "fivecrop_worker_starts": 0,
     }
     make_files(tmp_path, 12)
     make_files(tmp_path, 345)
     forget_worker(tmp_path, 12)
-    assert collect()["fivecrop_workers_alive"] == 1
     assert collect()["fivecrop_worker_starts"] == 2

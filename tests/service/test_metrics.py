@@ -26,6 +26,13 @@ def test_rejections_are_shown_before_the_first_one():
         assert f'fivecrop_rejected_total{{reason="{reason}"}} 0.0' in text
 
 
+def test_worker_is_alive_once_it_serves():
+    metrics = Metrics()
+    assert b"fivecrop_workers_alive 0.0" in metrics.render()[0]
+    metrics.count_worker()
+    assert b"fivecrop_workers_alive 1.0" in metrics.render()[0]
+
+
 def test_requests_in_flight_are_counted_down_also_after_an_error():
     metrics = Metrics()
     seen = []

@@ -15,6 +15,7 @@ import pytest
 
 from service import supervisor, worker_process
 from service.errors import StartError
+from service.live_workers import list_live_workers
 from service.settings import Settings
 
 READY = "link.sendall(b'ready\\n'); "
@@ -136,6 +137,28 @@ def test_server_goes_on_while_one_worker_serves_and_another_cannot_start_again(
 
     assert run(script, workers=2, then=then)
     assert "worker 1 cannot start again" in caplog.text
+
+
+def test_worker_that_cannot_start_again_is_not_counted_as_alive(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "_restart_pauses", lambda: itertools.repeat(0.05))
+    script = (
+        "metrics = pathlib.Path(os.environ['PROMETHEUS_MULTIPROC_DIR'])\n"
+        "(metrics / f'gauge_livesum_{os.getpid()}.db').touch()\n"
+        "(folder / 'place').write_text(str(metrics))\n"
+    )
+    alive = []
+
+    def look():
+        alive.append(list_live_workers(Path((tmp_path / "place").read_text())))
+        stop()
+
+    def then(_):
+        os.kill(pids_in(tmp_path)[0], signal.SIGKILL)
+        when(lambda: len(pids_in(tmp_path)) >= 6, look)
+
+    assert run(script + "starts > 1 and sys.exit(3); " + SERVE, workers=2, then=then)
+    # One serves; one may be starting just now.
+    assert 1 <= len(alive[0]) <= 2
 
 
 def test_server_ends_when_its_last_worker_cannot_start_again(run, tmp_path):
