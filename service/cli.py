@@ -115,7 +115,10 @@ def _make_probe() -> click.Command:
 class _Commands(CommandGroup):
     LAZY: ClassVar = {
         "serve": (_make_serve, "Serve models over HTTP and gRPC."),
-        "models": (_make_models, "List bundles; load, unload and label what a service serves."),
+        "models": (
+            _make_models,
+            "List models; load, unload and label what a service serves.",
+        ),
         "score": (_make_score, "Score folders, buckets and tables of images; resumable."),
         "compare": (_make_compare, "Compare what two models said of the same images."),
         "probe": (_make_probe, "Ask the server of this machine whether it lives."),

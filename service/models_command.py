@@ -1,4 +1,4 @@
-"""`fivecrop models`: the bundles of a repository, and what a running service serves of them."""
+"""`fivecrop models`: what a repository holds, and what a running service serves of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from service.bundle.repository import Bundle, verify_files
 from service.bundle_source import open_source
 from service.environment import load_settings
 from service.errors import StartError
+from service.models_listing import list_repository, make_table
 from service.service_client import ServiceClient
 from service.settings import CLIENT_KEY
 
@@ -35,18 +35,22 @@ def _of_service(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(invoke_without_command=True)
 @click.option("--model-repository", metavar="FOLDER", help="Folder of bundles, or its URL.")
-@click.option("--verify", is_flag=True, help="Compare every file with its recorded digest first.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare every file, and the members of combinations, with the recorded digests first.",
+)
 @_JSON
 @click.pass_context
 def models(
     ctx: click.Context, model_repository: str | None, *, verify: bool, as_json: bool
 ) -> None:
-    """List the bundles of a repository: name, version, digest and top-1 accuracy.
+    """List the bundles, ensembles and cascades of a repository, their digests and accuracy.
 
     With a command: say what a running service should serve of them.
     """
     if ctx.invoked_subcommand is None:
-        _list_bundles(model_repository, verify=verify, as_json=as_json)
+        _list_repository(model_repository, verify=verify, as_json=as_json)
 
 
 @models.command("list")
@@ -259,52 +263,13 @@ def _tell_trial(row: dict[str, Any]) -> None:
         )
 
 
-def _list_bundles(model_repository: str | None, *, verify: bool, as_json: bool) -> None:
+def _list_repository(model_repository: str | None, *, verify: bool, as_json: bool) -> None:
     given = {} if model_repository is None else {"model_repository": model_repository}
-    source = open_source(load_settings(**given))
-    bundles = [
-        source.fetch(name, version)
-        for name, versions in source.list_versions().items()
-        for version in versions
-    ]
-    if verify:
-        for bundle in bundles:
-            verify_files(bundle)
-    rows = [_describe_bundle(bundle) for bundle in bundles]
+    rows = list_repository(open_source(load_settings(**given)), verify=verify)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
-        _print_table(rows)
-
-
-def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    measured = next((m for m in manifest.metrics if m.variant == "fp32"), None)
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "digest": bundle.digest,
-        "classes": len(manifest.labels),
-        "variants": [variant.precision for variant in manifest.variants],
-        "top1": None if measured is None else measured.top1,
-        "measured_on": None if measured is None else f"{measured.dataset} {measured.split}",
-    }
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "version", "digest", "classes", "variants", "top-1", "measured on")
-    for row in rows:
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.2%}"
-        table.add_row(
-            row["name"],
-            str(row["version"]),
-            row["digest"][:12],
-            str(row["classes"]),
-            " ".join(row["variants"]),
-            top1,
-            row["measured_on"] or "-",
-        )
-    _print(table)
+        _print(make_table(rows))
 
 
 def _print(table: Table) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import http.server
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from service import command_group, supervisor
+from service.bundle.combination import Ensemble, WeightedMember, publish_combination
+from service.bundle.repository import read_bundle
 from service.cli import main
 from service.errors import BundleError
 from service.settings import ProviderChoice, Settings
@@ -153,6 +157,29 @@ def test_models_are_verified_when_asked(run, growing_repository):
     assert result.exit_code == 2
     assert "model.onnx" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_models_lists_combinations_and_verifies_their_members(run, growing_repository):
+    repository = growing_repository.folder
+    bundle = read_bundle(repository / "digits-linear" / "1")
+    members = tuple(
+        WeightedMember(model="digits-linear@1", digest=bundle.digest, tta=tta)
+        for tta in ("none", "hflip")
+    )
+    made = Ensemble(name="both", version=1, created=datetime.now(UTC), members=members)
+    publish_combination(repository, made)
+    told = run("models", "--model-repository", repository, "--json", "--verify")
+    bundle_row, row = json.loads(told.stdout)
+    assert (bundle_row["kind"], row["kind"]) == ("bundle", "ensemble")
+    assert (row["name"], row["members"]) == ("both", ["digits-linear@1", "digits-linear@1"])
+    table = run("models", "--model-repository", repository).stdout
+    assert "ensemble digits-linear@1 digits-linear@1" in table
+    shutil.rmtree(bundle.folder)
+    result = run("models", "--model-repository", repository, "--verify")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "fivecrop: error: both@1: its member digits-linear@1 is not there\n",
+    )
 
 
 def test_models_of_no_repository_is_one_line_and_exit_code_2(run, tmp_path):
