@@ -49,6 +49,12 @@ _json_option = click.option("--json", "is_json", is_flag=True, help="Print one J
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    help="That share each batch; one for each GPU.",
+)
+@click.option(
     "--log-to",
     type=click.Choice(["tensorboard", "mlflow"]),
     multiple=True,
@@ -63,18 +69,24 @@ def train(
     run_dir: Path | None,
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
+    processes: int,
     log_to: tuple[LoggerName, ...],
     quiet: bool,
     is_json: bool,
 ) -> None:
     """Train a RECIPE (TOML) into a run folder and print the folder."""
     from training.config import load_recipe
+
+    seeded = () if seed is None else (f"seed={seed}",)
+    resolved = load_recipe(recipe, (*overrides, *seeded))
+    from training.processes import is_in_team, run_in_processes
+
+    if processes > 1 and not is_in_team():
+        sys.exit(run_in_processes(processes))
     from training.run_loggers import open_loggers
     from training.train import default_run_dir
     from training.train import train as train_recipe
 
-    seeded = () if seed is None else (f"seed={seed}",)
-    resolved = load_recipe(recipe, (*overrides, *seeded))
     folder = default_run_dir(resolved) if run_dir is None else run_dir
     with open_loggers(log_to, resolved, folder) as on_epoch:
         train_recipe(

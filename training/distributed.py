@@ -1,4 +1,4 @@
-"""Training in several processes, as torchrun starts them: on GPUs, or on CPUs with gloo.
+"""Training in several processes, which torchrun or `training.processes` started; NCCL or gloo.
 
 The recipe's batch is shared out, so a recipe means the same training with any number of processes.
 """

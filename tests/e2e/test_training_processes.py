@@ -36,16 +36,14 @@ def finish(command):
     return done.stdout
 
 
-def torchrun(run_dir, *overrides):
-    """Runs the line of the guide, and checks that it says what is run here."""
-    (line,) = re.findall(r"^\.venv/bin/torchrun .*$", (ROOT / "docs/train.md").read_text(), re.M)
-    launch, processes, program, *training = line.replace(".venv/bin", str(BIN)).split()
-    assert training == ["train", str(RECIPE.relative_to(ROOT))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    chosen = arguments(run_dir, *overrides)[2:]
-    return finish([launch, processes, f"--master-port={port}", program, *training, *chosen])
+def in_two_processes(run_dir, *overrides):
+    """The line of the guide, which says what is run here."""
+    (line,) = re.findall(
+        r"^\.venv/bin/.* --processes 2$", (ROOT / "docs/train.md").read_text(), re.M
+    )
+    program, *training = line.replace(".venv/bin", str(BIN)).split()
+    assert training[:2] == ["train", str(RECIPE.relative_to(ROOT))]
+    return [program, *training, *arguments(run_dir, *overrides)[2:]]
 
 
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
@@ -55,7 +53,7 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
         'train.unfreeze_after_epochs={"c1" = 1}',
     )
     finish([BIN / "fivecrop", *arguments(tmp_path / "one", *overrides)])
-    torchrun(tmp_path / "two", *overrides)
+    finish(in_two_processes(tmp_path / "two", *overrides))
     one, two = (load_weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     # AdamW's first steps, of size lr whatever the gradient, enlarge what sums round differently.
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 5e-4
@@ -67,6 +65,35 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     assert [record["train_loss"] for record in first] == pytest.approx(
         [record["train_loss"] for record in second], rel=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.lr=-1", "optim.lr: Input should be greater than 0"),  # before there are processes
+        ('model.architecture="seed:none"', "none"),  # by each of them
+    ],
+)
+def test_what_no_second_try_mends_ends_a_team_with_2(tmp_path, override, told):
+    """torchrun makes 1 of it, and a Job of Kubernetes would try again."""
+    command = in_two_processes(tmp_path / "run", override)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fivecrop: error: ")]
+    assert lines
+    assert all(told in line for line in lines)
+
+
+def test_a_team_that_is_told_to_end_ends(tmp_path):
+    command = in_two_processes(tmp_path, "train.epochs=10000")
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as team:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "resume.pt").exists():
+            assert team.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        team.terminate()
+        assert team.wait(60) == 128 + signal.SIGTERM
 
 
 HALVES = """

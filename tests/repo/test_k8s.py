@@ -156,14 +156,13 @@ def test_metrics_that_scale_exist():
     assert all(f"`{name}`" in text for name in asked)
 
 
-# Of `sh -c`: several in one, some over two lines, some in the processes that torchrun starts.
+# Of `sh -c`: several in one, some over two lines.
 COMMANDS = [
     words
     for container in CONTAINERS
     if container.get("command") == ["sh", "-c"]
     for line in re.split(r"&&|;|(?<!\\)\n", container["args"][0])
-    if (words := shlex.split(re.sub(r"exec |torchrun .*/(?=fivecrop )", "", line)))[:1]
-    == ["fivecrop"]
+    if (words := shlex.split(line.removeprefix("exec ")))[:1] == ["fivecrop"]
 ] + [
     ["fivecrop", *container["args"]]
     for container in CONTAINERS
@@ -173,6 +172,22 @@ COMMANDS = [
 
 def test_the_jobs_score_train_and_export():
     assert {words[1] for words in COMMANDS} == {"score", "train", "export"}
+
+
+def test_what_no_second_try_mends_fails_a_job_for_good():
+    """Exit code 2; tests/e2e/test_training_processes.py has it of several processes."""
+    specs = [one["spec"] for _, one in MAPPINGS if one.get("kind") == "Job"]
+    specs += [
+        one["spec"]["jobTemplate"]["spec"] for _, one in MAPPINGS if one.get("kind") == "CronJob"
+    ]
+    assert len(specs) == 3
+    for spec in specs:
+        pod = spec["template"]["spec"]
+        names = {one["name"] for one in (*pod.get("initContainers", ()), *pod["containers"])}
+        rule = spec["podFailurePolicy"]["rules"][0]
+        assert rule["action"] == "FailJob"
+        assert rule["onExitCodes"]["values"] == [2]
+        assert {rule["onExitCodes"].get("containerName")} in ({None}, names)
 
 
 def test_metrics_of_jobs_are_where_prometheus_looks():

@@ -1,0 +1,33 @@
+"""Runs this command again in several processes, as torchrun would, and ends as they end."""
+
+from __future__ import annotations
+
+import sys
+
+import torch.distributed as dist
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def is_in_team() -> bool:
+    """Whether this process is one of several that were started together."""
+    return dist.is_torchelastic_launched()
+
+
+def run_in_processes(count: int) -> int:
+    """Run the command line of this process in `count` of them; return the first failed one's code.
+
+    torchrun itself makes 1 of every exit code, so whoever waits for it cannot tell a wrong recipe,
+    which no second try mends, from a machine that went away.
+    """
+    arguments = torchrun.parse_args(["--standalone", f"--nproc-per-node={count}", *sys.argv])
+    try:
+        torchrun.run(arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        # A signal is a negative one.
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
