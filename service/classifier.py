@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from service.batcher import Batcher
 from service.bundle.heatmap import draw_views
-from service.bundle.image_source import ImageSource, estimate_prepare_s, prepare_source
+from service.bundle.image_source import ImageSource, estimate_prepare_s, fit_budget, prepare_source
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views
@@ -29,7 +29,7 @@ from service.classification import (
     Options,
     Timings,
 )
-from service.dispatch import dispatch, draft_unread
+from service.dispatch import dispatch, draft_unread, refuse_dear
 from service.errors import RequestError
 from service.explain import choose_method, conclude
 from service.image_trace import trace_image
@@ -264,9 +264,13 @@ class Classifier:
     async def _classify_each(
         self, images: Sequence[ImageSource], options: Options
     ) -> list[Classification | RequestError]:
-        results = await asyncio.gather(
-            *(self.classify(image, options) for image in images), return_exceptions=True
+        budget_s = self._settings.max_request_decode_s
+        fitting = fit_budget(images, self._limits.max_pixels, budget_s)
+        work = (
+            self.classify(image, options) if is_fitting else refuse_dear()
+            for image, is_fitting in zip(images, fitting, strict=True)
         )
+        results = await asyncio.gather(*work, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, RequestError):
                 raise result

@@ -134,6 +134,12 @@ class Settings(CaptureSettings, DoorSettings):
         description="Seconds of decoding, judged by the images' headers, admitted and not yet "
         "done; more is refused.",
     )
+    max_request_decode_s: float = Field(
+        1.0,
+        gt=0,
+        description="Seconds of decoding, judged by the images' headers, of one request; images "
+        "beyond are refused, but never the first.",
+    )
     max_model_share: float = Field(
         0.5,
         gt=0,

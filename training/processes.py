@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import run as torchrun
@@ -21,9 +22,10 @@ def run_in_processes(count: int) -> int:
     torchrun itself makes 1 of every exit code, so whoever waits for it cannot tell a wrong recipe,
     which no second try mends, from a machine that went away.
     """
-    arguments = torchrun.parse_args(["--standalone", f"--nproc-per-node={count}", *sys.argv])
+    launch: Any = torchrun  # which has no types
+    arguments = launch.parse_args(["--standalone", f"--nproc-per-node={count}", *sys.argv])
     try:
-        torchrun.run(arguments)
+        launch.run(arguments)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         # A signal is a negative one.

@@ -136,6 +136,22 @@ async def test_a_bad_file_gets_its_code_in_a_form_in_json_and_in_a_stream(edges,
     assert outcomes["2"].HasField("response")
 
 
+async def test_images_of_one_request_share_what_decoding_may_cost(make_edges):
+    """Else an upload costs as much as the worst image, as often as a request may hold images."""
+    edges = make_edges(max_request_decode_s=0.0012)  # one of these is 0.0005
+    async with edges.http:
+        files = [("image", one) for one in (JPEG, JPEG, JPEG, JPEG, b"hello")]
+        answer = await edges.http.post("/v1/classify", files=files)
+        told = [one.get("error", {}).get("code") for one in answer.json()["results"]]
+        assert told == [None, None, "image_too_complex", "image_too_complex", "unsupported_media"]
+    edges = make_edges(max_request_decode_s=1e-9)
+    async with edges.http:
+        assert await ask_http(edges, JPEG) == "ok"  # one image has limits of its own
+        files = [("image", JPEG)] * 2
+        first, second = (await edges.http.post("/v1/classify", files=files)).json()["results"]
+        assert (first["status"], second["status"]) == (200, 422)
+
+
 async def test_a_billion_predictions_are_all_there_are(edges):
     response = await edges.http.post("/v1/classify", params={"top_k": 10**9}, content=JPEG)
     labels = [one["label"] for one in response.json()["predictions"]]
