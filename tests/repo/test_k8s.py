@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -212,27 +210,3 @@ def test_jobs_run_commands_that_exist(words):
     used = {word for word in arguments if word.startswith("--")}
     assert used
     assert used <= options
-
-
-def test_prometheus_takes_the_configuration_of_compose():
-    if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed")
-    file = ROOT / "compose/prometheus.yml"
-    checked = subprocess.run(
-        [promtool, "check", "config", file], capture_output=True, check=False, text=True
-    )
-    assert checked.returncode == 0, checked.stderr
-
-
-def test_compose_mounts_files_that_exist():
-    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    mounted = [
-        volume.split(":")[0]
-        for service in compose["services"].values()
-        for volume in service["volumes"]
-        if volume.startswith("./")
-    ]
-    assert len(mounted) > 2
-    assert [path for path in mounted if not (ROOT / path).exists()] == []
-    assert compose["services"]["fivecrop"]["healthcheck"]["test"] == ["CMD", "fivecrop", "probe"]
-    assert 'CMD ["fivecrop", "probe"]' in (ROOT / "Dockerfile").read_text()

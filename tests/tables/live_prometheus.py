@@ -41,14 +41,22 @@ def read_short_rules():
 
 
 class LivePrometheus:
-    """Runs from `with` to its end; `targets` are ports of this machine."""
+    """Runs from `with` to its end; `targets` are ports of this machine.
 
-    def __init__(self, folder, port, targets, *, key=None, with_rules=False):
+    Without them the folder has a configuration, which the `options` name.
+    """
+
+    def __init__(self, folder, port, targets=None, *, key=None, with_rules=False, options=None):
         if shutil.which("prometheus") is None:
             pytest.skip("prometheus is not installed; `make e2e` does that")
         self._url = f"http://127.0.0.1:{port}"
         self._folder = folder
         self._address = f"127.0.0.1:{port}"
+        self._options = options or ["--config.file=prometheus.yml"]
+        if targets is not None:
+            self._write_config(targets, key, with_rules=with_rules)
+
+    def _write_config(self, targets, key, *, with_rules):
         job = {
             "job_name": "fivecrop",
             "static_configs": [{"targets": [f"127.0.0.1:{target}" for target in targets]}],
@@ -58,8 +66,8 @@ class LivePrometheus:
         config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
         if with_rules:
             config["rule_files"] = ["rules.yaml"]
-            (folder / "rules.yaml").write_text(yaml.safe_dump(read_short_rules()))
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+            (self._folder / "rules.yaml").write_text(yaml.safe_dump(read_short_rules()))
+        (self._folder / "prometheus.yml").write_text(yaml.safe_dump(config))
 
     def __enter__(self):
         with (self._folder / "prometheus.log").open("wb") as log:
@@ -67,7 +75,7 @@ class LivePrometheus:
                 [
                     "prometheus",
                     f"--web.listen-address={self._address}",
-                    "--config.file=prometheus.yml",
+                    *self._options,
                     "--storage.tsdb.path=series",
                 ],
                 cwd=self._folder,
@@ -91,6 +99,10 @@ class LivePrometheus:
             return []
         assert answer.is_success, answer.text
         return answer.json()["data"]["result"]
+
+    def get(self, path):
+        """The data of `/api/v1/PATH`."""
+        return httpx.get(f"{self._url}/api/v1/{path}").raise_for_status().json()["data"]
 
     def firing(self):
         """The names of the alerts that fire."""
