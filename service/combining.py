@@ -14,10 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.bundle.combination import Cascade, Ensemble, Member, is_sure, weigh
+from service.bundle.combination import Cascade, Ensemble, Member, is_sure
 from service.bundle.decision import Decider
 from service.bundle.image_source import ImageSource
-from service.bundle.postprocess import Prediction, predict
+from service.bundle.postprocess import Prediction, predict, weigh
 from service.classification import (
     Classification,
     ExplainOptions,
@@ -221,7 +221,9 @@ def _join(
     if not isinstance(manifest, Ensemble):
         return replace(answers[-1], timings=timings)
     first = found.models[0]
-    probabilities = weigh([one.probabilities for one in answers], manifest)
+    probabilities = weigh(
+        [one.probabilities for one in answers], [member.weight for member in manifest.members]
+    )
     predictions = predict(probabilities, first.labels, options.top_k)
     decider = Decider(manifest.decision, first.bundle.manifest.labels)
     return replace(

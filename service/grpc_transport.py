@@ -17,7 +17,7 @@ from service.proto import image_classifier_pb2 as messages
 from service.proto import rpc_status_pb2
 from service.proto.image_classifier_pb2_grpc import ImageClassifierStub
 from service.score.errors import JobFailed, ScoreError
-from service.score.scorer import Spent
+from service.score.messages import Spent
 from service.score.transport import (
     ANSWER_S,
     CONNECT_S,

@@ -12,15 +12,13 @@ from typing import Any
 
 import click
 
-from service.bundle.preprocess import TTA_POLICIES
 from service.environment import load_settings
 from service.log import configure_log
 from service.score.dataset import open_output, read_manifest
 from service.score.display import make_display
 from service.score.errors import JobFailed, ScoreError
-from service.score.http_transport import HttpTransport
 from service.score.job import score_dataset
-from service.score.options import ENGINES, FORMATS, ScoreOptions
+from service.score.options import ENGINES, FORMATS, TTA_POLICIES, ScoreOptions
 from service.score.status import read_status, tell_status
 from service.score.storage import is_url, tell
 from service.score.transport import Connect
@@ -59,7 +57,7 @@ def score() -> None:
 @click.option("--resume", is_flag=True, help="Go on with an unfinished job.")
 @click.option("--top-k", type=int, default=5, show_default=True, help="Best classes in a row.")
 @click.option(
-    "--tta", type=click.Choice(list(TTA_POLICIES)), default="none", help="Test-time augmentation."
+    "--tta", type=click.Choice(TTA_POLICIES), default="none", help="Test-time augmentation."
 )
 @click.option(
     "--min-score", type=float, metavar="X", help="Abstain under this score, not the bundle's own."
@@ -219,12 +217,12 @@ def _write(file: Path, content: bytes) -> str:
     return str(file)
 
 
-def _find_transport(options: ScoreOptions) -> Connect:
+def _find_transport(options: ScoreOptions) -> Connect | None:
     if options.engine == "grpc":
         from service.grpc_transport import GrpcTransport  # nobody else needs gRPC here
 
         return GrpcTransport
-    return HttpTransport
+    return None
 
 
 @contextmanager

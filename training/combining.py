@@ -26,9 +26,9 @@ from service.bundle.combination import (
     WeightedMember,
     is_sure,
     publish_combination,
-    weigh,
 )
 from service.bundle.manifest import TtaPolicy
+from service.bundle.postprocess import weigh
 from service.bundle.repository import Bundle
 from training.data import Dataset
 from training.errors import TrainingError
@@ -109,7 +109,7 @@ def make_ensemble(
         ),
     )
     scored = [score(one, dataset, on_progress) for one in candidates]
-    mean = weigh([one.probabilities for one in scored], ensemble)
+    mean = weigh([one.probabilities for one in scored], weights)
     hits = mean.argmax(axis=1) == dataset.labels
     measured = _measure(dataset, hits)
     return publish_combination(repository, ensemble.model_copy(update={"measured": measured}))

@@ -8,14 +8,11 @@ digest, so what was validated together is what answers together.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from service.bundle.manifest import (
@@ -130,15 +127,6 @@ class FoundCombination:
 
     manifest: Combination
     digest: str
-
-
-def weigh(probabilities: Sequence[NDArray[np.float32]], ensemble: Ensemble) -> NDArray[np.float32]:
-    """Returns the members' weighted mean; each array is float32 [..., C], in the members' order."""
-    total = sum(member.weight for member in ensemble.members)
-    mean = np.zeros_like(probabilities[0])
-    for one, member in zip(probabilities, ensemble.members, strict=True):
-        mean += one * np.float32(member.weight / total)
-    return mean
 
 
 def is_sure(score: float, stage: Stage) -> bool:

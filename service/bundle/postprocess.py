@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -51,6 +52,17 @@ def average_views(
     weights = np.exp(logs - logs.max())
     geometric: NDArray[np.float32] = weights / weights.sum(dtype=np.float32)
     return geometric
+
+
+def weigh(
+    probabilities: Sequence[NDArray[np.float32]], weights: Sequence[float]
+) -> NDArray[np.float32]:
+    """Returns the weighted mean of the members of an ensemble, each float32 [..., C]."""
+    total = sum(weights)
+    mean = np.zeros_like(probabilities[0])
+    for one, weight in zip(probabilities, weights, strict=True):
+        mean += one * np.float32(weight / total)
+    return mean
 
 
 def top_k(probabilities: NDArray[np.float32], k: int) -> list[int]:

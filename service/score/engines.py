@@ -11,12 +11,12 @@ from service.bundle_source import open_cache, open_source
 from service.cores import count_cores
 from service.score.chunker import Chunker
 from service.score.errors import ScoreError
+from service.score.messages import Ready, Setup
 from service.score.options import ScoreOptions
 from service.score.pool import Scored, WorkerPool
 from service.score.row import Stamp
 from service.score.snapshot import take_snapshot
 from service.score.transport import Connect
-from service.score.worker import Ready, Setup
 from service.settings import Settings
 
 
@@ -39,7 +39,7 @@ class ScoringEngine(Protocol):
 
 @contextlib.contextmanager
 def open_engine(
-    options: ScoreOptions, settings: Settings, connect: Connect
+    options: ScoreOptions, settings: Settings, connect: Connect | None
 ) -> Iterator[tuple[ScoringEngine, Stamp]]:
     """Gives the engine that the options ask for, and the model that it runs.
 
@@ -49,9 +49,11 @@ def open_engine(
     with contextlib.ExitStack() as stack:
         engine: ScoringEngine
         if options.url is not None:
+            from service.score.http_transport import HttpTransport
             from service.score.service_engine import ServiceEngine
 
-            engine = asking = ServiceEngine(options, settings.max_body_bytes, connect)
+            asking = ServiceEngine(options, settings.max_body_bytes, connect or HttpTransport)
+            engine = asking
             stamp = asking.stamp
         else:
             # Held until the job ends: a worker that is replaced reads it again.

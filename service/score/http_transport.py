@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from service.bundle.postprocess import Prediction
 from service.score.errors import JobFailed
-from service.score.scorer import Spent
+from service.score.messages import Spent
 from service.score.transport import (
     ANSWER_S,
     CONNECT_S,

@@ -21,7 +21,6 @@ from service.score.dataset import Dataset, check_empty, read_manifest
 from service.score.engines import ScoringEngine, open_engine
 from service.score.errors import JobFailed, ScoreError
 from service.score.folder import Folder, open_folder
-from service.score.http_transport import HttpTransport
 from service.score.inputs import Inputs
 from service.score.lock import Lock
 from service.score.needs import Needs
@@ -61,7 +60,7 @@ def score_dataset(
     resume: bool = False,
     watch: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
-    connect: Connect = HttpTransport,
+    connect: Connect | None = None,
 ) -> Summary:
     """Scores every image of the inputs into the folder `out`, and returns how that ended.
 
@@ -72,7 +71,8 @@ def score_dataset(
         resume: Go on with an unfinished job over the same input with the same options.
         watch: Called now and then from the thread that calls this.
         should_stop: Asked now and then; when it says so, what is at work is finished and written.
-        connect: Asks the service of the options; `service.grpc_transport.GrpcTransport` for gRPC.
+        connect: Asks the service of the options; None does over HTTP, for gRPC it is
+            `service.grpc_transport.GrpcTransport`.
 
     Raises:
         StartError: The job cannot be begun like this; one line.
@@ -81,13 +81,13 @@ def score_dataset(
     given = [inputs] if isinstance(inputs, str) else list(inputs)
     settings = _load_settings(options)
     folder = open_folder(out)
-    if options.format == "parquet":
-        import_pyarrow()
     if resume:
         read_manifest(folder)  # there has to be one
     else:
         check_empty(folder)
     with open_engine(options, settings, connect) as (engine, stamp):
+        if options.format == "parquet":
+            import_pyarrow()  # while the workers load
         found = Inputs(given, column=options.column, max_bytes=settings.max_body_bytes)
         job = _Job(found, folder, options, stamp, engine)
         return job.run(resume=resume, watch=watch, should_stop=should_stop)

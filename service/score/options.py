@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from service.bundle.preprocess import TTA_POLICIES, is_tta_policy
+from service.bundle.manifest import TtaPolicy
 from service.score.errors import ScoreError
 from service.score.row import COLUMNS, OPTIONAL_COLUMNS
 
@@ -14,6 +14,7 @@ Format = Literal["parquet", "jsonl", "csv"]
 Engine = Literal["local", "http", "grpc", "ray"]
 ENGINES: Final[tuple[Engine, ...]] = ("local", "http", "grpc", "ray")
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv")
+TTA_POLICIES: Final[tuple[TtaPolicy, ...]] = get_args(TtaPolicy)
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
@@ -75,7 +76,7 @@ class ScoreOptions:
         """
         wrong = [
             (self.top_k < 1, "--top-k is at least 1"),
-            (not is_tta_policy(self.tta), f"--tta is one of {', '.join(TTA_POLICIES)}"),
+            (self.tta not in TTA_POLICIES, f"--tta is one of {', '.join(TTA_POLICIES)}"),
             (not 0 <= (self.min_score or 0) <= 1, "--min-score lies between 0 and 1"),
             (self.format not in FORMATS, f"--format is one of {', '.join(FORMATS)}"),
             (self.limit is not None and self.limit < 1, "--limit is at least 1"),

@@ -17,9 +17,8 @@ from typing import Final, Protocol
 from service.score.chunker import Chunker, Stretch
 from service.score.entry import Entry
 from service.score.errors import JobFailed, ReadCode, ScoreError
+from service.score.messages import Answer, Chunk, Ready, Refused, Setup, Spent
 from service.score.row import Row, failed_row
-from service.score.scorer import Spent
-from service.score.worker import Answer, Chunk, Ready, Refused, Setup
 
 # A worker has this many chunks, so that it never waits for the next.
 _DEPTH: Final = 2

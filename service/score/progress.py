@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from service.score.messages import Spent
 from service.score.row import ABSTAINED, OK, Row
-from service.score.scorer import Spent
 
 
 @dataclass(slots=True)

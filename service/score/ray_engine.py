@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 from service.bundle.repository import read_bundle, verify_files
 from service.errors import FivecropError
 from service.score.errors import ScoreError
+from service.score.messages import Answer, Chunk, Ready, Refused, Setup, Spent
 from service.score.pool import POLL_S, Link, Worker, WorkerPool
-from service.score.scorer import Scorer, Spent
+from service.score.scorer import Scorer
 from service.score.storage import Reader, tell
-from service.score.worker import Answer, Chunk, Ready, Refused, Setup
 
 _CONNECT_S: Final = 10.0
 # Until the first actor of a cluster can begin; nodes may have to be started for it.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from service.bundle.postprocess import Prediction
 from service.score.entry import Entry
+
+if TYPE_CHECKING:
+    from service.bundle.postprocess import Prediction
 
 # In the order of the output; `sha256`, `embedding` and `probabilities` only when asked for.
 COLUMNS: Final = (

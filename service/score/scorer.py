@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -24,27 +23,12 @@ from service.engine import Engine
 from service.model import make_engine, prove_golden
 from service.score.entry import Entry
 from service.score.errors import ScoreError
+from service.score.messages import Spent
 from service.score.options import ScoreOptions
 from service.score.row import Row, answered_row, failed_row
 from service.score.storage import ReadError, code_of
 from service.settings import Settings
 from service.url_guard import refuse_url
-
-
-@dataclass(slots=True)
-class Spent:
-    """Where the time of a worker went, in seconds; `read_s` is waiting for bytes."""
-
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    infer_s: float = 0.0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.read_s + other.read_s,
-            self.decode_s + other.decode_s,
-            self.infer_s + other.infer_s,
-        )
 
 
 class Scorer:

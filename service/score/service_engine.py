@@ -14,10 +14,10 @@ from typing import Final
 from service.score.chunker import Chunker, Stretch
 from service.score.entry import Entry
 from service.score.errors import JobFailed, ScoreError
+from service.score.messages import Ready, Spent
 from service.score.options import ScoreOptions
 from service.score.pool import Scored
 from service.score.row import Row, Stamp, answered_row, failed_row
-from service.score.scorer import Spent
 from service.score.storage import Reader, ReadError
 from service.score.transport import (
     Busy,
@@ -28,7 +28,6 @@ from service.score.transport import (
     ServedModel,
     Transport,
 )
-from service.score.worker import Ready
 
 DEFAULT_CONCURRENCY: Final = 16
 # A service that refuses everything, or is gone, for so long ends the job.

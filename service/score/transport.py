@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import SplitResult, urlsplit
 
-from service.bundle.postprocess import Prediction
 from service.errors import ErrorCode
 from service.score.errors import JobFailed, ScoreError
-from service.score.scorer import Spent
+from service.score.messages import Spent
+
+if TYPE_CHECKING:
+    from service.bundle.postprocess import Prediction
 
 # Connecting to the service, and everything about one image.
 CONNECT_S: Final = 10.0

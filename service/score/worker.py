@@ -15,61 +15,17 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from service.bundle.repository import read_bundle
 from service.errors import FivecropError
 from service.score.entry import Entry, File
-from service.score.options import ScoreOptions
+from service.score.messages import Answer, Chunk, Ready, Refused, Setup, Spent
 from service.score.row import Row
-from service.score.scorer import Scorer, Spent
+from service.score.scorer import Scorer
 from service.score.storage import Reader, is_url
-from service.settings import Settings
 
 # Reads that are under way or wait for the model; a remote store answers many at once.
 _LOCAL_READS, _REMOTE_READS = 4, 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What a worker is started with; only one worker of a job has to prove the bundle."""
-
-    bundle_folder: Path
-    options: ScoreOptions
-    settings: Settings
-    proves: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What a worker that can begin says: where the model runs, and which file of the bundle."""
-
-    provider: str
-    variant: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What a worker that cannot begin says, in one line."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Entries that travel to a worker together; `number` tells chunks apart."""
-
-    number: int
-    entries: list[Entry]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The rows of a chunk, in its order, and where the time went."""
-
-    number: int
-    rows: list[Row]
-    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)

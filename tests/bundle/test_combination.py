@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 
-import numpy as np
 import pytest
 
 from service.bundle.combination import (
@@ -17,7 +16,6 @@ from service.bundle.combination import (
     is_sure,
     publish_combination,
     read_combination,
-    weigh,
 )
 from service.bundle.repository import list_versions
 from service.errors import BundleError
@@ -105,12 +103,6 @@ def test_cascade_has_a_threshold_at_each_stage_but_the_last(thresholds):
     members = [{"model": "a@1", "digest": DIGEST, "escalate_below": one} for one in thresholds]
     with pytest.raises(ValueError, match="stage"):
         Cascade.model_validate({"name": "a", "version": 1, "created": NOW, "members": members})
-
-
-def test_ensemble_is_the_weighted_mean():
-    one, two = np.array([1, 0], np.float32), np.array([0.2, 0.8], np.float32)
-    np.testing.assert_allclose(weigh([one, two], ensemble(1, 3)), [0.4, 0.6], rtol=1e-6)
-    np.testing.assert_allclose(weigh([one, two], ensemble(7, 7)), [0.6, 0.4], rtol=1e-6)
 
 
 def test_stage_is_sure_at_its_threshold_and_the_last_always():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from service.bundle.postprocess import average_views, predict, top_k
+from service.bundle.postprocess import average_views, predict, top_k, weigh
 from service.errors import ErrorCode, RequestError
 
 
@@ -121,3 +121,9 @@ def test_one_view_vetoes_a_class_in_the_geometric_mean_only():
     probabilities = np.array([[0.9, 0.1], [0, 1]], np.float32)
     assert average_views(probabilities, "geometric")[0] < 1e-6
     assert average_views(probabilities, "arithmetic")[0] == pytest.approx(0.45)
+
+
+def test_members_count_by_their_weights():
+    one, two = np.array([1, 0], np.float32), np.array([0.2, 0.8], np.float32)
+    np.testing.assert_allclose(weigh([one, two], [1, 3]), [0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(weigh([one, two], [7, 7]), [0.6, 0.4], rtol=1e-6)

@@ -113,3 +113,9 @@ def test_supervisor_does_not_pay_for_what_its_workers_import(tmp_path):
 def test_declaration_of_the_service_does_not_load_what_serves(tmp_path):
     """BentoML imports it in processes that serve nothing."""
     run(LOOK_FOR_MODULES, "onnxruntime,grpc", "service.app", home=tmp_path)
+
+
+def test_a_scoring_job_loads_beside_its_workers_nothing_that_only_they_use(tmp_path):
+    """They load it too, so a job would begin that much later."""
+    heavy = "onnxruntime,numpy,PIL,cykooz_resizer,pyarrow,ray,prometheus_client"
+    run(LOOK_FOR_MODULES, heavy, "service.cli", "service.score_command", home=tmp_path)

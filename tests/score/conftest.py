@@ -13,12 +13,12 @@ from service.score import ScoreOptions, score_dataset
 from service.score.dataset import list_parts, read_manifest
 from service.score.folder import open_folder
 from service.score.http_transport import HttpTransport
+from service.score.messages import Ready, Spent
 from service.score.part_format import read_part
 from service.score.pool import Scored
 from service.score.row import failed_row
-from service.score.scorer import Scorer, Spent
+from service.score.scorer import Scorer
 from service.score.storage import Reader, ReadError
-from service.score.worker import Ready
 
 
 def encode_picture(seed, size=32, form="PNG"):

@@ -277,8 +277,7 @@ from service.score import engines, job
 from service.score.options import ScoreOptions
 from service.score.pool import Scored
 from service.score.row import Row
-from service.score.scorer import Spent
-from service.score.worker import Ready
+from service.score.messages import Ready, Spent
 
 class Fake:
     size = 1
