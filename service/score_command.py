@@ -28,8 +28,8 @@ from service.settings import CLIENT_KEY, VariantChoice
 _STOP_WITHIN_S = 4.0
 
 
-class _TookTooLong(KeyboardInterrupt):
-    """The job was asked to stop, and something in it hangs."""
+class _Interrupted(KeyboardInterrupt):
+    """The job was asked to stop while it had not begun, or something in it hangs."""
 
 
 class _ScoreGroup(click.Group):
@@ -139,7 +139,7 @@ def run(
         except JobFailed as error:
             click.echo(f"fivecrop: error: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
-        except _TookTooLong:
+        except KeyboardInterrupt:
             click.echo("stopped before a part was done; --resume goes on, if any was", err=True)
             ctx.exit(128 + (should_stop() or signal.SIGTERM))
         display.conclude(summary)
@@ -229,30 +229,39 @@ def _find_transport(options: ScoreOptions) -> Connect | None:
 def _stoppable() -> Iterator[Callable[[], int | None]]:
     """Gives a function that returns the signal which asked to stop, if one did.
 
-    Who does not ask it for too long, because a listing or a store hangs, is interrupted. A second
-    signal finds the handlers of before, so that it ends the program at once.
+    Who has not asked it yet is starting, has nothing to finish and is interrupted at once; who does
+    not ask it for too long, because a listing or a store hangs, a little later. A second signal
+    finds the handlers of before, so that it ends the program at once.
     """
     received: list[int] = []
+    is_at_work = False
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         restore()
+        if not is_at_work:
+            raise _Interrupted
         signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, _STOP_WITHIN_S)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise _TookTooLong
+        raise _Interrupted
 
     def restore() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    def should_stop() -> int | None:
+        nonlocal is_at_work
+        is_at_work = True
+        return received[0] if received else None
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     try:
-        yield lambda: received[0] if received else None
+        yield should_stop
     finally:
         restore()

@@ -188,12 +188,14 @@ class RayPool(WorkerPool):
 def _connect(ray: Any, address: str | None) -> None:
     """Connects to the cluster, or starts a Ray of this machine.
 
-    Ray takes SIGTERM over then: it would drain for a while and exit, and the job write nothing.
+    Ray takes SIGTERM over then: it would exit without a word, and the job write nothing.
 
     Raises:
         ScoreError: It does not work.
+        KeyboardInterrupt: SIGTERM came meanwhile.
     """
     handler = signal.getsignal(signal.SIGTERM)
+    is_terminated = False
     try:
         ray.init(
             address or "local",
@@ -201,12 +203,17 @@ def _connect(ray: Any, address: str | None) -> None:
             logging_level=logging.ERROR,
             **({} if address else {"include_dashboard": False}),
         )
+    except SystemExit:
+        is_terminated = True
     except Exception as error:
         # Ray's errors at this point share no base class.
         raise ScoreError(f"Ray at {address or 'this machine'}: {tell(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+    if is_terminated:
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
 
 
 def _import_ray() -> Any:

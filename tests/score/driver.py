@@ -1,8 +1,8 @@
 """A job as a program of its own, for tests that kill it; `COUNT_FILE` gets a byte an image scored.
 
 With variables in the environment it lacks what makes it safe, as a control: NAIVE writes files in
-place, as most people do; UNLOCKED takes no lock; DEAF has no handlers of signals; PATIENT waits for
-ever when it is stopped.
+place, as most people do; UNLOCKED takes no lock; DEAF has no handlers of signals; BEGUN counts as
+at work from its start; PATIENT waits for ever when it is stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ def write_in_place(self, name, data):
         file.write(data[len(data) // 2 :])
 
 
+stoppable = score_command._stoppable
+
+
+@contextlib.contextmanager
+def begun():
+    with stoppable() as should_stop:
+        should_stop()
+        yield should_stop
+
+
 if __name__ == "__main__":
     if "COUNT_FILE" in os.environ:
         pool.COMMAND = (sys.executable, "-c", WORKER)
@@ -46,6 +56,8 @@ if __name__ == "__main__":
         lock.Lock.acquire = lambda _: None
     if "DEAF" in os.environ:
         score_command._stoppable = lambda: contextlib.nullcontext(lambda: None)
+    if "BEGUN" in os.environ:
+        score_command._stoppable = begun
     if "PATIENT" in os.environ:
         score_command._STOP_WITHIN_S = 3600.0
     main(["score", *sys.argv[1:]])

@@ -159,7 +159,11 @@ def test_without_handlers_a_signal_loses_what_was_not_written(start, make_table,
     assert (tmp_path / "out/_lock.json").exists()
 
 
-@pytest.mark.parametrize("environment", [{}, {"PATIENT": "1"}], ids=["ours", "control"])
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"BEGUN": "1"}, {"BEGUN": "1", "PATIENT": "1"}],
+    ids=["starting", "at work", "control"],
+)
 def test_a_job_whose_input_hangs_stops_in_time(start, tmp_path, environment):
     listed = tmp_path / "list.txt"
     os.mkfifo(listed)
@@ -167,7 +171,7 @@ def test_a_job_whose_input_hangs_stops_in_time(start, tmp_path, environment):
     writer = os.open(listed, os.O_WRONLY)  # returns when the job reads
     asked = time.monotonic()
     process.terminate()
-    if environment:
+    if "PATIENT" in environment:
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=8)
         os.close(writer)

@@ -11,6 +11,7 @@ import time
 import types
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -115,6 +116,32 @@ def test_a_job_on_a_ray_of_this_machine_stops_at_a_part(table, tmp_path, tiny_bu
     assert job.returncode == 128 + signal.SIGTERM
     assert "--resume goes on" in told.decode()
     assert not (tmp_path / "out/_lock.json").exists()
+
+
+@pytest.mark.e2e
+@needs_ray
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_stops_while_ray_starts(photos, tmp_path, tiny_bundle_repository, number):
+    command = [sys.executable, Path(__file__).with_name("driver.py"), photos, "--engine=ray"]
+    command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
+    command += [f"--out={tmp_path / 'out'}", "--workers=1"]
+    environment = {**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
+        started = psutil.Process(job.pid)
+        end = time.monotonic() + LIMIT_S
+        while not (children := started.children(recursive=True)) and time.monotonic() < end:
+            assert job.poll() is None, job.stderr.read().decode()[-2000:]
+            time.sleep(0.01)
+        asked = time.monotonic()
+        job.send_signal(number)
+        _, told = job.communicate(timeout=60)
+        took_s = time.monotonic() - asked
+    assert job.returncode == 128 + number
+    assert "--resume goes on" in told.decode()
+    assert told.decode().count("\n") == 1
+    assert took_s < 5
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
 
 
 def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
