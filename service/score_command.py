@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -17,19 +14,13 @@ from service.log import configure_log
 from service.score.dataset import open_output, read_manifest
 from service.score.display import make_display
 from service.score.errors import JobFailed, ScoreError
-from service.score.job import score_dataset
+from service.score.job import Summary, score_dataset
 from service.score.options import ENGINES, FORMATS, TTA_POLICIES, ScoreOptions
 from service.score.status import read_status, tell_status
+from service.score.stopping import INTERRUPTED, leave, stoppable
 from service.score.storage import is_url, tell
 from service.score.transport import Connect
 from service.settings import CLIENT_KEY, VariantChoice
-
-# What is at work when a stop is asked for is finished within less, unless something hangs.
-_STOP_WITHIN_S = 4.0
-
-
-class _Interrupted(KeyboardInterrupt):
-    """The job was asked to stop while it had not begun, or something in it hangs."""
 
 
 class _ScoreGroup(click.Group):
@@ -125,7 +116,8 @@ def run(
     options = ScoreOptions(**chosen)
     display = make_display(as_json=as_json)
     watched = serve_metrics(metrics_address, display.show)
-    with display, watched as watch, _stoppable() as should_stop:
+    summary: Summary | None
+    with display, watched as watch, stoppable() as should_stop:
         try:
             summary = score_dataset(
                 inputs,
@@ -140,13 +132,16 @@ def run(
             click.echo(f"fivecrop: error: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("stopped before a part was done; --resume goes on, if any was", err=True)
-            ctx.exit(128 + (should_stop() or signal.SIGTERM))
-        display.conclude(summary)
-        number = should_stop()
+            summary = None
+        number = should_stop() or signal.SIGTERM
+        if summary is not None:
+            display.conclude(summary)
+    if summary is None:
+        click.echo(INTERRUPTED, err=True)
+        leave(128 + number)
     if summary.state == "stopped":
         click.echo("what is done is written; the same command with --resume goes on", err=True)
-        ctx.exit(128 + (number or signal.SIGTERM))
+        ctx.exit(128 + number)
     if summary.state == "failed":
         click.echo(
             f"fivecrop: error: {summary.progress.errors:,} of {summary.progress.done:,} images "
@@ -223,45 +218,3 @@ def _find_transport(options: ScoreOptions) -> Connect | None:
 
         return GrpcTransport
     return None
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], int | None]]:
-    """Gives a function that returns the signal which asked to stop, if one did.
-
-    Who has not asked it yet is starting, has nothing to finish and is interrupted at once; who does
-    not ask it for too long, because a listing or a store hangs, a little later. A second signal
-    finds the handlers of before, so that it ends the program at once.
-    """
-    received: list[int] = []
-    is_at_work = False
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-        if not is_at_work:
-            raise _Interrupted
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, _STOP_WITHIN_S)
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise _Interrupted
-
-    def restore() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def should_stop() -> int | None:
-        nonlocal is_at_work
-        is_at_work = True
-        return received[0] if received else None
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    try:
-        yield should_stop
-    finally:
-        restore()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from service import score_command
 from service.cli import main
-from service.score import folder, lock, pool
+from service.score import folder, lock, pool, stopping
 
 WORKER = """
 import os
@@ -37,7 +37,7 @@ def write_in_place(self, name, data):
         file.write(data[len(data) // 2 :])
 
 
-stoppable = score_command._stoppable
+stoppable = score_command.stoppable
 
 
 @contextlib.contextmanager
@@ -55,9 +55,9 @@ if __name__ == "__main__":
     if "UNLOCKED" in os.environ:
         lock.Lock.acquire = lambda _: None
     if "DEAF" in os.environ:
-        score_command._stoppable = lambda: contextlib.nullcontext(lambda: None)
+        score_command.stoppable = lambda: contextlib.nullcontext(lambda: None)
     if "BEGUN" in os.environ:
-        score_command._stoppable = begun
+        score_command.stoppable = begun
     if "PATIENT" in os.environ:
-        score_command._STOP_WITHIN_S = 3600.0
+        stopping.STOP_WITHIN_S = 3600.0
     main(["score", *sys.argv[1:]])
