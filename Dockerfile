@@ -1,6 +1,6 @@
 # The image that serves, and that scores offline. docs/deploy.md has its commands, sizes and times.
 #   BASE      any image with Python 3.11 or newer and its venv module; a release names one by digest
-#   VARIANT   which lock of requirements/ is installed: cpu, gpu or openvino; score or train for jobs
+#   VARIANT   which lock of requirements/ is installed: cpu, gpu or openvino; score, ray or train for jobs
 #   MODELS    mounted: /models is empty, a repository is mounted there; baked: exported_models is in it
 #   REVISION  the commit, for the label
 ARG BASE=python:3.11-slim-bookworm

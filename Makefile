@@ -118,7 +118,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: $(VENV)/.tools ## renew the locks under requirements/
 	for extra in cpu gpu openvino dev; do $(LOCK) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 	for group in clients checkers inventory; do $(LOCK) --group $$group -o requirements/$$group.txt || exit; done
-	$(LOCK) --extra ray --extra bench-ray -c requirements/dev.txt pyproject.toml -o requirements/ray.txt
+	$(LOCK) --extra ray-job -c requirements/dev.txt pyproject.toml -o requirements/ray.txt
 	$(LOCK) --extra cpu --extra remote --extra score -c requirements/dev.txt pyproject.toml -o requirements/score.txt
 	$(LOCK) --extra cpu --extra remote --extra train -c requirements/dev.txt pyproject.toml -o requirements/train.txt
 	printf 'hatchling\nuv\n' | $(LOCK) - -o requirements/tools.txt

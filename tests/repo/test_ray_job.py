@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -78,6 +79,25 @@ def test_the_script_is_there_and_its_command_exists(spec):
     assert {word for word in words if word.startswith("--")} <= options
     checked = subprocess.run(["sh", "-n", FOLDER / Path(script).name], check=False)
     assert checked.returncode == 0
+
+
+def test_the_lock_of_its_image_has_what_the_job_needs():
+    def read(lock):
+        text = (K8S.parent / f"requirements/{lock}.txt").read_text()
+        return dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.MULTILINE))
+
+    ray, others = read("ray"), read("dev")
+    # The operator asks the dashboard, whose server is not in Ray alone, to start the job.
+    assert {"ray", "aiohttp-cors", "onnxruntime", "pyarrow", "s3fs"} <= ray.keys()
+    assert {name: others[name] for name in ray.keys() & others.keys()} == {
+        name: version for name, version in ray.items() if name in others
+    }
+
+
+def test_the_image_is_a_variant_of_ours():
+    assert "VARIANT=ray." in (FOLDER / "kustomization.yaml").read_text()
+    assert "VARIANT=ray`" in (K8S.parent / "docs/deploy.md").read_text()
+    assert "requirements/${VARIANT}.txt" in (K8S.parent / "Dockerfile").read_text()
 
 
 def test_kustomize_names_the_image_of_each_pod():
