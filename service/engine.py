@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import time
@@ -171,11 +173,23 @@ def _power_sizes(largest: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _load_cuda() -> None:
+    """Loads the CUDA libraries, which come as Python packages; what is missing goes to the log."""
+    # It prints, and standard output is for data.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    for line in said.getvalue().splitlines():
+        logger.debug("%s", line)
+
+
 def _make_session(
     model_file: Path, provider: Provider, device: int, intra_op_threads: int
 ) -> ort.InferenceSession:
     if not has_provider(provider):
         raise ProviderError(f"this onnxruntime has no {provider} provider")
+    if not logger.isEnabledFor(logging.DEBUG):
+        # It says in its own form, and in several lines, what is an error of ours a moment later.
+        ort.set_default_logger_severity(4)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = intra_op_threads
@@ -186,8 +200,7 @@ def _make_session(
     options.log_severity_level = 4
     chosen: list[str | tuple[str, dict[str, str]]] = [_EXECUTION_PROVIDERS[provider]]
     if provider == "cuda":
-        # The CUDA libraries come as Python packages; this loads them from there.
-        ort.preload_dlls()
+        _load_cuda()
         # Without TF32, which rounds fp32 weights to 10 bits: the fp16 variant is the fast one.
         chosen = [(_EXECUTION_PROVIDERS[provider], {"device_id": str(device), "use_tf32": "0"})]
     try:

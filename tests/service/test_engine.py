@@ -116,6 +116,21 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(model_file, faked_cuda, monke
         Engine(model_file, provider="cuda")
 
 
+def test_what_onnx_runtime_prints_is_for_who_debugs(
+    model_file, faked_cuda, monkeypatch, caplog, capfd
+):
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"))  # noqa: T201
+    levels = []
+    monkeypatch.setattr(ort, "set_default_logger_severity", levels.append)
+    caplog.set_level("INFO", "service.engine")
+    Engine(model_file, provider="cuda")
+    assert (levels, caplog.messages) == ([4], [])
+    caplog.set_level("DEBUG", "service.engine")
+    Engine(model_file, provider="cuda")
+    assert (levels, caplog.messages) == ([4], ["Failed to load libcublas.so.13"])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_gpu_runs_only_the_batch_sizes_that_were_warmed_up(model_file, faked_cuda, views):
     engine = Engine(model_file, provider="cuda", device=3, max_batch_views=6)
     assert engine.batch_sizes == (1, 2, 4, 6)
