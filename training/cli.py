@@ -79,7 +79,7 @@ def train(
 
     seeded = () if seed is None else (f"seed={seed}",)
     resolved = load_recipe(recipe, (*overrides, *seeded))
-    from training.processes import is_in_team, run_in_processes
+    from training.processes import is_first, is_in_team, run_in_processes
 
     if processes > 1 and not is_in_team():
         sys.exit(run_in_processes(processes))
@@ -97,8 +97,9 @@ def train(
             is_progress_shown=not quiet,
             on_epoch=on_epoch,
         )
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
+    if is_first():
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
 
 
 @click.command("find-lr")

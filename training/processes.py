@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 def is_in_team() -> bool:
     """Whether this process is one of several that were started together."""
     return dist.is_torchelastic_launched()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks for its team; alone it is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_in_processes(count: int) -> int:

@@ -53,7 +53,7 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
         'train.unfreeze_after_epochs={"c1" = 1}',
     )
     finish([BIN / "fivecrop", *arguments(tmp_path / "one", *overrides)])
-    finish(in_two_processes(tmp_path / "two", *overrides))
+    assert finish(in_two_processes(tmp_path / "two", *overrides)) == f"{tmp_path / 'two'}\n"
     one, two = (load_weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     # AdamW's first steps, of size lr whatever the gradient, enlarge what sums round differently.
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 5e-4
