@@ -55,14 +55,16 @@ def test_schemathesis_finds_nothing_as_anybody(start_server, tmp_path):
     check_contract(start_server().wait_ready(), tmp_path)
 
 
-def test_schemathesis_finds_nothing_with_a_key(start_server, tmp_path):
+@pytest.mark.parametrize("scopes", [("infer", "metrics"), ("admin",)], ids="+".join)
+def test_schemathesis_finds_nothing_with_a_key(start_server, growing_repository, tmp_path, scopes):
     keys = tmp_path / "keys.json"
-    scopes = [f"--scope={scope}" for scope in ("infer", "metrics")]
+    scopes = [f"--scope={scope}" for scope in scopes]
     key = subprocess.run(
         [SCHEMATHESIS.with_name("fivecrop"), "keys", "add", f"--file={keys}", *scopes],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
-    server = start_server(api_keys=keys).wait_ready()
+    # Its own copy: an administrator's orders are kept in the repository.
+    server = start_server(growing_repository.folder, api_keys=keys).wait_ready()
     check_contract(server, tmp_path, f"--header=Authorization: Bearer {key}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import hmac
 import json
 import stat
 
@@ -83,6 +84,23 @@ def test_only_the_whole_key_is_the_key(key_file):
     ):
         assert keys.find(wrong) is None, wrong
     assert keys.find(other) == other_kept
+
+
+def test_every_text_costs_one_comparison_that_does_not_end_early(key_file, monkeypatch):
+    """The time taken tells neither which ids there are nor how much of a secret is right."""
+    text, kept = make_key([KeyScope.INFER])
+    keep(key_file, kept)
+    keys = KeyFile(key_file)
+    compared = []
+
+    def compare(left, right):
+        compared.append((len(left), len(right)))
+        return left == right
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    texts = (text, text[:-1] + "!", "fc_00000000_" + text[12:], text[:12], "", "no key", "_" * 9)
+    assert [keys.find(one) is not None for one in texts] == [True] + [False] * 6
+    assert compared == [(64, 64)] * len(texts)
 
 
 @pytest.fixture(scope="module")
