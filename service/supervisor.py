@@ -116,6 +116,8 @@ class _Supervisor:
                 index, self._settings, self._scratch, self._ports.http
             )
             self._workers[index] = worker
+            if self._stopping.is_set():  # meanwhile; the signal went to the others
+                worker.send(signal.SIGKILL)
             try:
                 await worker.wait_ready()
                 if await self._watch(worker) > _STEADY_S:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -144,7 +146,7 @@ def test_worker_that_cannot_start_again_is_not_counted_as_alive(run, tmp_path, m
     script = (
         "metrics = pathlib.Path(os.environ['PROMETHEUS_MULTIPROC_DIR'])\n"
         "(metrics / f'gauge_livesum_{os.getpid()}.db').touch()\n"
-        "(folder / 'place').write_text(str(metrics))\n"
+        "starts == 1 and (folder / 'place').write_text(str(metrics))\n"
     )
     alive = []
 
@@ -159,6 +161,26 @@ def test_worker_that_cannot_start_again_is_not_counted_as_alive(run, tmp_path, m
     assert run(script + "starts > 1 and sys.exit(3); " + SERVE, workers=2, then=then)
     # One serves; one may be starting just now.
     assert 1 <= len(alive[0]) <= 2
+
+
+def test_stop_reaches_a_worker_whose_process_was_just_made(run, tmp_path, monkeypatch):
+    start = worker_process.WorkerProcess.start
+
+    async def start_and_stop(*args):
+        worker = await start(*args)
+        if (tmp_path / "died").exists():
+            stop()
+            await asyncio.sleep(0.1)  # the signal arrives before the worker is known
+        return worker
+
+    def then(_):
+        (tmp_path / "died").touch()
+        os.kill(*pids_in(tmp_path), signal.SIGKILL)
+
+    monkeypatch.setattr(worker_process.WorkerProcess, "start", start_and_stop)
+    began = time.monotonic()
+    assert run("starts > 1 and time.sleep(60); " + SERVE, then=then)
+    assert time.monotonic() - began < 10
 
 
 def test_server_ends_when_its_last_worker_cannot_start_again(run, tmp_path):
