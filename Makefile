@@ -51,6 +51,9 @@ $(VENV)/crds/.installed:
 		@kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0
 	@touch $@
 
+# A process a core, with one thread each; the tests of a file stay together, as their fixtures want.
+PYTEST_SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
 setup: $(VENV)/.dev ## make the development environment (with torch)
 
 fmt: $(VENV)/.dev ## format the code
@@ -68,11 +71,12 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser
-	$(BIN)/pytest -m "not e2e and not browser and not container and not large"
+	$(PYTEST_SIDE_BY_SIDE) -m "not e2e and not browser and not container and not large"
 
 e2e: $(VENV)/.dev $(VENV)/.ray $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
 	scripts/install-system-packages.sh prometheus
-	$(BIN)/pytest -m e2e
+	$(PYTEST_SIDE_BY_SIDE) -m e2e tests/training
+	$(BIN)/pytest -m e2e --ignore tests/training
 
 e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
 	scripts/install-system-packages.sh chromium
