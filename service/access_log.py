@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from service.classification import Classification
+from service.classification import Classification, Explanation
 from service.errors import RequestError
 from service.log import FACTS
 
 logger = logging.getLogger(__name__)
 
-Result = Classification | RequestError
+Result = Classification | Explanation | RequestError
 
 
 def log_access(
@@ -51,16 +51,15 @@ def log_access(
     }
     if trace_id is not None:
         facts["trace_id"] = trace_id
-    answers = [one for one in results if isinstance(one, Classification)]
+    answers = [one for one in results if not isinstance(one, RequestError)]
     if results:
         facts |= {"images": len(results), "failed": len(results) - len(answers)}
     if answers:
         slowest = max(answers, key=lambda one: one.timings.total_s)
+        facts |= {"model": slowest.model, "version": slowest.version}
+        if isinstance(slowest, Classification):
+            facts |= {"views": slowest.views, "batch_views": slowest.batch_views}
         facts |= {
-            "model": slowest.model,
-            "version": slowest.version,
-            "views": slowest.views,
-            "batch_views": slowest.batch_views,
             "decode_ms": _to_ms(slowest.timings.decode_s),
             "queue_ms": _to_ms(slowest.timings.queue_s),
             "infer_ms": _to_ms(slowest.timings.infer_s),

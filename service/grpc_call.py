@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 import grpc
 from grpc.aio import ServicerContext
 
-from service.access_log import log_access
-from service.classification import Classification
+from service.access_log import Result, log_access
+from service.classification import Classification, Explanation
 from service.errors import ErrorCode, RequestError
 from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
 from service.metrics import Metrics
+from service.open_inference_messages import InferResponse
 from service.request_id import HEADER, take_request_id
 from service.settings import Settings
 from service.time_limit import TimeLimit
@@ -154,7 +155,7 @@ class Calls:
                 code=code,
                 seconds=seconds,
                 request_id=call.request_id,
-                results=(result,) if isinstance(result, Classification) else (),
+                results=_read_results(result),
                 trace_id=trace_id,
             )
 
@@ -219,6 +220,13 @@ def _tell_trace(told: RequestTrace, call: Call, code: str) -> None:
         "fivecrop.code": code,
         "fivecrop.request_id": call.request_id,
     }
+
+
+def _read_results(result: object) -> Sequence[Result]:
+    """Returns what became of the images of a call, if it had any and was answered."""
+    if isinstance(result, InferResponse):
+        return result.results
+    return (result,) if isinstance(result, Classification | Explanation) else ()
 
 
 def _find_status(code: str) -> grpc.StatusCode:

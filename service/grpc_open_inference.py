@@ -19,6 +19,7 @@ from service.grpc_repository import GrpcRepository
 from service.intake import Intake
 from service.metrics import Metrics
 from service.open_inference import OpenInference
+from service.open_inference_messages import InferResponse
 from service.open_inference_parameters import TELL_LAST
 from service.proto import open_inference_pb2 as messages
 from service.settings import Settings
@@ -62,7 +63,6 @@ class GrpcOpenInference:
             "ModelMetadata": self._show_model,
             "ModelConfig": self._show_config,
             "ModelStatistics": self._show_statistics,
-            "ModelInfer": self._infer,
         }
         # Probes have no keys; without one of an administrator nobody changes the models.
         access = dict.fromkeys(("ServerLive", "ServerReady"), Access.OPEN)
@@ -70,6 +70,11 @@ class GrpcOpenInference:
             ordered = GrpcRepository(repository).answers()
             access |= dict.fromkeys(ordered, Access.ADMIN)
             unary |= ordered
+        infer = grpc.unary_unary_rpc_method_handler(
+            self.infer,
+            messages.ModelInferRequest.FromString,
+            messages.ModelInferResponse.SerializeToString,
+        )
         stream = grpc.stream_stream_rpc_method_handler(
             self.infer_stream,
             messages.ModelInferRequest.FromString,
@@ -83,8 +88,17 @@ class GrpcOpenInference:
                 )
                 for name, answer in unary.items()
             },
+            "ModelInfer": Rpc(access=Access.INFER, handler=infer),
             "ModelStreamInfer": Rpc(access=Access.INFER, handler=stream),
         }
+
+    async def infer(
+        self, request: messages.ModelInferRequest, context: Context
+    ) -> messages.ModelInferResponse:
+        """Answers the images of one request."""
+        call = self._calls.open(context, "ModelInfer")
+        work = self._answer_within(request, call.timeout_ms)
+        return encode_response(await self._calls.answer(call, context, work))
 
     async def infer_stream(
         self, requests: AsyncIterator[messages.ModelInferRequest], context: Context
@@ -128,11 +142,6 @@ class GrpcOpenInference:
             getattr(messages, f"{name}Response").SerializeToString,
         )
 
-    async def _infer(
-        self, request: messages.ModelInferRequest, call: Call
-    ) -> messages.ModelInferResponse:
-        return await self._answer_within(request, call.timeout_ms)
-
     async def _answer_item(
         self,
         request: messages.ModelInferRequest,
@@ -142,9 +151,8 @@ class GrpcOpenInference:
     ) -> messages.ModelStreamInferResponse:
         tells_last = TELL_LAST in request.parameters and request.parameters[TELL_LAST].bool_param
         try:
-            response = await self._calls.measure(
-                call, self._answer_within(request, time_left_ms(context))
-            )
+            work = self._answer_within(request, time_left_ms(context))
+            response = encode_response(await self._calls.measure(call, work))
         except RequestError as error:
             if ends_by_error:
                 raise
@@ -159,12 +167,10 @@ class GrpcOpenInference:
 
     async def _answer_within(
         self, request: messages.ModelInferRequest, timeout_ms: float | None
-    ) -> messages.ModelInferResponse:
+    ) -> InferResponse:
         with self._intake.admit() as held:
             held.add(request.ByteSize())
-            return encode_response(
-                await self._open_inference.infer(decode_request(request, timeout_ms))
-            )
+            return await self._open_inference.infer(decode_request(request, timeout_ms))
 
     async def _tell_live(self, _request: Any, _call: Call) -> messages.ServerLiveResponse:
         return messages.ServerLiveResponse(live=True)

@@ -46,8 +46,11 @@ class HttpExplain:
                 found = await self._classifier.explain(image, options)
         timing = (server_timing(found.timings),)
         if found.overlay is not None:
-            return Answer(body=found.overlay, media_type=b"image/png", headers=timing)
-        return Answer(body=encode_json(_tell(found, scope[REQUEST_ID])), headers=timing)
+            return Answer(
+                body=found.overlay, media_type=b"image/png", headers=timing, results=(found,)
+            )
+        document = _tell(found, scope[REQUEST_ID])
+        return Answer(body=encode_json(document), headers=timing, results=(found,))
 
 
 def _take_one(content_type: bytes, body: bytes) -> bytes:

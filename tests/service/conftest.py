@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import io
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -152,6 +153,16 @@ def free_port():
 def make_settings(free_port):
     """Returns a function that makes settings with a free gRPC port."""
     return lambda **given: Settings(**{"grpc_port": free_port(), **given})
+
+
+@pytest.fixture
+def log_put_back():
+    """Leaves the log of `service` as it was."""
+    log = logging.getLogger("service")
+    handlers, level, propagates = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.propagate = handlers, propagates
+    log.setLevel(level)
 
 
 @pytest.fixture

@@ -14,16 +14,9 @@ from service.log import configure_log, toggle_debug
 from service.proto import image_classifier_pb2 as messages
 from service.proto.image_classifier_pb2_grpc import ImageClassifierStub
 
+pytestmark = pytest.mark.usefixtures("log_put_back")
+
 logger = logging.getLogger("service.test")
-
-
-@pytest.fixture(autouse=True)
-def _put_back():
-    root = logging.getLogger("service")
-    kept = root.handlers, root.level, root.propagate
-    yield
-    root.handlers, root.propagate = kept[0], kept[2]
-    root.setLevel(kept[1])
 
 
 def read_lines(capsys):
