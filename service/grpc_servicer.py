@@ -159,28 +159,31 @@ class ImageClassifier:
     async def _classify(
         self, request: messages.ClassifyRequest, timeout_ms: float | None
     ) -> Classification:
-        self._check_image(request.image)
+        image = self._take_image(request)
         given = _read_fields(request, _OPTIONS)
         options = Options(**given, timeout_ms=timeout_ms)
         with self._intake.admit() as held:
-            held.add(len(request.image))
-            return await self._classifier.classify(request.image, options)
+            held.add(len(image))
+            return await self._classifier.classify(image, options)
 
     async def _explain(
         self, request: messages.ExplainRequest, timeout_ms: float | None
     ) -> Explanation:
-        self._check_image(request.image)
+        image = self._take_image(request)
         given = _read_fields(request, ("model", "index", "method"))
         options = ExplainOptions(**given, timeout_ms=timeout_ms, has_overlay=request.overlay)
         with self._intake.admit() as held:
-            held.add(len(request.image))
-            return await self._classifier.explain(request.image, options)
+            held.add(len(image))
+            return await self._classifier.explain(image, options)
 
-    def _check_image(self, image: bytes) -> None:
+    def _take_image(self, request: messages.ClassifyRequest | messages.ExplainRequest) -> bytes:
+        """Returns the image of a message; each look at its field would copy it."""
+        image = request.image
         limit = self._settings.max_body_bytes
         if len(image) > limit:
             raise RequestError(ErrorCode.BODY_TOO_LARGE, f"the image is larger than {limit} bytes")
         refuse_url(image)
+        return image
 
     async def _describe_models(self) -> list[messages.Model]:
         return [encode_model(model) for model in self._classifier.describe_models()]
