@@ -155,6 +155,27 @@ async def test_pixels_become_a_file_and_tensors_are_left_out(make, captured, met
     assert counted(metrics, "skipped") == 1
 
 
+async def test_a_tensor_is_answered_over_both_wires_and_counted_as_skipped(
+    make, metrics, make_settings, serving_grpc, captured
+):
+    classifier = make().classifier
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8]}
+    app = build_http_app(classifier, metrics, make_settings())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://fivecrop")
+    async with client, serving_grpc(classifier, metrics, make_settings()) as served:
+        answer = await client.post(
+            "/v2/models/tiny/infer", json={"inputs": [{**tensor, "data": [1.0] * 192}]}
+        )
+        assert answer.status_code == 200, answer.text
+        request = open_inference_pb2.ModelInferRequest(model_name="tiny", inputs=[tensor])
+        request.raw_input_contents.append(np.ones(192, "<f4").tobytes())
+        await GRPCInferenceServiceStub(served.channel).ModelInfer(request)
+    await classifier.close()
+    assert captured() == []
+    text = metrics.render()[0].decode()
+    assert 'fivecrop_capture_images_total{result="skipped"} 2.0' in text
+
+
 async def test_errors_are_not_kept(make, captured):
     model = make()
     with pytest.raises(Exception, match="image"):
