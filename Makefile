@@ -113,6 +113,7 @@ bench: $(VENV)/.dev $(VENV)/.ray ## measure speed and memory beside the peers (m
 	scripts/install-system-packages.sh wrk
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.protocols
+	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.scoring --models resnet-18 mobilenet-v2 squeezenet1.1
 
 experiments: $(VENV)/.dev ## run the studies of docs/experiments.md again, or STUDY (about 20 minutes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -40,6 +41,16 @@ def _read_cpu_times(root_pid: int) -> Iterator[tuple[int, list[int]]]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         yield pid, [int(field) for field in stat.rpartition(")")[2].split()[11:15]]
+
+
+def read_thread_cpu_seconds(root_pid: int) -> dict[int, float]:
+    """Returns the CPU seconds of each thread of the tree that is alive, by its id, to the us."""
+    seconds = {}
+    for pid in list_tree(root_pid):
+        for folder in Path(f"/proc/{pid}/task").glob("*"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                seconds[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
+    return seconds
 
 
 def read_pss_bytes(root_pid: int) -> int:

@@ -3,6 +3,8 @@
 ``python -m benchmarks.protocols`` sends the same photographs to one server by each protocol in
 turn, many short rounds, every other one backwards. A request's CPU time moves with the neighbours
 of the machine, so each is compared with the /v1/classify of its own round; medians and quartiles.
+The edge is what is left without the threads that decode and run models, which are the busiest, as
+many as there are cores: most of the noise is theirs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,24 @@ from typing import Any
 from benchmarks.load import Load, run_grpc, run_wrk
 from benchmarks.models import SHIPPED_REPOSITORY, load_model
 from benchmarks.photographs import DEFAULT_FOLDER, load_photographs
-from benchmarks.process_tree import await_idle, read_cpu_seconds
+from benchmarks.process_tree import await_idle, read_cpu_seconds, read_thread_cpu_seconds
 from benchmarks.progress import say
 from benchmarks.servers import Server, run_server
 from benchmarks.specs import FIVECROP
+from service.cores import count_cores
 
 RESULTS_FOLDER = Path("benchmarks/results")
 REFERENCE = "/v1/classify"
 
 Drive = Callable[..., Load]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """CPU-milliseconds of a request: of the server's process tree, and of its edge alone."""
+
+    total: float
+    edge: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.results.mkdir(parents=True, exist_ok=True)
     photographs = load_photographs(options.photographs)
     model = load_model(options.repository, options.model)
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[str, Cost]] = []
     with run_server(FIVECROP, model, photographs.bodies[0]) as server:
         protocols = _protocols(server, model.name, photographs.write_list())
         for drive in protocols.values():
@@ -54,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "concurrency": options.concurrency,
         "load_average": os.getloadavg(),
     }
-    path.write_text(json.dumps({"facts": facts, "cpu_ms": rounds}, indent=1) + "\n")
+    cpu_ms = [{name: asdict(cost) for name, cost in one.items()} for one in rounds]
+    path.write_text(json.dumps({"facts": facts, "cpu_ms": cpu_ms}, indent=1) + "\n")
     print(path)
     return 0
 
@@ -72,22 +85,27 @@ def _protocols(server: Server, model: str, listing: Path) -> dict[str, Drive]:
     }
 
 
-def _measure(server: Server, drive: Drive, options: argparse.Namespace) -> float:
-    """Returns the CPU-milliseconds of the server's process tree for a request."""
+def _measure(server: Server, drive: Drive, options: argparse.Namespace) -> Cost:
     await_idle(server.pid)
-    before = read_cpu_seconds(server.pid)
+    before, threads_before = read_cpu_seconds(server.pid), read_thread_cpu_seconds(server.pid)
     load = drive(concurrency=options.concurrency, seconds=options.seconds)
-    return (read_cpu_seconds(server.pid) - before) / load.requests * 1000
+    after, threads = read_cpu_seconds(server.pid), read_thread_cpu_seconds(server.pid)
+    used = sorted(seconds - threads_before.get(thread, 0.0) for thread, seconds in threads.items())
+    return Cost(
+        total=(after - before) / load.requests * 1000,
+        edge=sum(used[: -count_cores()]) / load.requests * 1000,
+    )
 
 
-def _report(rounds: Sequence[dict[str, float]]) -> None:
+def _report(rounds: Sequence[dict[str, Cost]]) -> None:
     for name in rounds[0]:
-        values = [one[name] for one in rounds]
-        ratios = [one[name] / one[REFERENCE] for one in rounds]
-        more = [one[name] - one[REFERENCE] for one in rounds]
+        costs = [(one[name], one[REFERENCE]) for one in rounds]
         say(
-            f"{name}: {_spread(values)} CPU-ms, {_spread(ratios)} of {REFERENCE}, "
-            f"{_spread(more)} CPU-ms more, {len(rounds)} rounds"
+            f"{name}: {_spread([cost.total for cost, _ in costs])} CPU-ms, "
+            f"{_spread([cost.total / reference.total for cost, reference in costs])} "
+            f"of {REFERENCE}; edge {_spread([cost.edge for cost, _ in costs])} CPU-ms, "
+            f"{_spread([cost.edge - reference.edge for cost, reference in costs])} more; "
+            f"{len(rounds)} rounds"
         )
 
 

@@ -68,6 +68,14 @@ async def _measure(classifier: Classifier, name: str, image: bytes, given: argpa
     return seconds
 
 
+def publish_twice(bundle: Path, model: Path) -> None:
+    """Copies a bundle of version 1 into the folder of a model, as versions 1 and 2."""
+    for version in (1, 2):
+        shutil.copytree(bundle, model / str(version))
+    manifest = model / "2/bundle.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repository", type=Path)
@@ -79,12 +87,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
-        bundle = repository / given.model
-        shutil.copytree(given.repository / given.model / "1", bundle / "1")
-        shutil.copytree(bundle / "1", bundle / "2")
-        manifest = bundle / "2/bundle.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
-        image = next((bundle / "1/golden").glob("0.*")).read_bytes()
+        publish_twice(given.repository / given.model / "1", repository / given.model)
+        image = next((repository / given.model / "1/golden").glob("0.*")).read_bytes()
         settings = Settings(
             model_repository=repository, version_policy="all", compute_threads=given.threads
         )
