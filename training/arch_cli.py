@@ -63,16 +63,16 @@ def show(
     receptive field in pixels, `every` how far the next output's is, `from` where the first begins
     (below 0 is padding).
     """
-    import torch  # takes a second or more
-
+    # Takes a second or more.
     from training.layer_table import LayerTable
     from training.layer_trace import trace_layers
     from training.models.registry import build_model
+    from training.shapes_alone import on_meta_device
 
     row = _find(name)
     options = dict(_read_setting(setting) for setting in settings)
     architecture = name if row is None else row.name
-    with torch.device("meta"):
+    with on_meta_device():
         net = build_model(
             architecture,
             classes=classes or (1000 if row is None else row.classes),

@@ -26,6 +26,7 @@ from training.errors import TrainingError
 from training.field_tracking import Seen, follow, window_of_call, windows_of
 from training.models.lenet import NearestCode
 from training.models.locally_connected import LocallyConnected2d
+from training.shapes_alone import run_for_shapes
 
 aten = torch.ops.aten
 
@@ -125,11 +126,16 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         ]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: to keep the compiler from what this does would begin with loading it."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run the operator and note what came out."""
-        out = func(*args, **(kwargs or {}))
+        out = run_for_shapes(func, args, kwargs or {})
         results = [one for one in _flat([out]) if isinstance(one, Tensor)]
         inputs = [one for one in _flat(args) if isinstance(one, Tensor)]
         origins = frozenset().union(*(self.origins.get(one, frozenset()) for one in inputs))

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.models.catalogue import ARCHITECTURES
 from training.models.registry import JOINED, build_model
 from training.models.seeds import SEED_MODELS
+from training.shapes_alone import on_meta_device
 
 # What papers, their authors' code or the libraries state: parameters, and multiply-adds to the
 # digits that are given. Written down apart from the catalogue, which was counted.
@@ -99,7 +100,7 @@ SLOW = ("resnet1202", "preresnet1001", "bc250", "bc190", "inception_v4", "nasnet
 
 
 def build_on_meta(row):
-    with torch.device("meta"):
+    with on_meta_device():
         return build_model(row.name, classes=row.classes, options=row.options).eval()
 
 

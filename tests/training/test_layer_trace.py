@@ -1,4 +1,4 @@
-"""The table of layers against brute force: counting, FlopCounterMode, gradients of networks."""
+"""The table of layers against brute force: the catalogue, which was counted, and gradients."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from training.errors import TrainingError
 from training.layer_table import LayerTable
 from training.layer_trace import trace_layers
 from training.models.catalogue import ARCHITECTURES
 from training.models.registry import build_model
+from training.shapes_alone import on_meta_device
 
 
 def trace(name, size, classes=10, **options):
-    with torch.device("meta"):
+    with on_meta_device():
         net = build_model(name, classes=classes, options=options).eval()
     return trace_layers(net, (size, size))
 
@@ -87,12 +87,11 @@ def test_the_table_adds_up(title):
 
 
 def assert_adds_up(row):
-    with torch.device("meta"):
+    with on_meta_device():
         net = build_model(row.name, classes=row.classes, options=row.options).eval()
     rows = trace_layers(net, (row.size, row.size))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, row.size, row.size, device="meta"))
-    assert 2 * sum(one.multiply_adds for one in rows) == counter.get_total_flops()
+    # What FlopCounterMode counts: test_catalogue.py.
+    assert sum(one.multiply_adds for one in rows) == row.multiply_adds
     unused = sum(
         parameter.numel()
         for name, parameter in net.named_parameters()

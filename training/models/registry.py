@@ -18,6 +18,7 @@ from training.models.classifier import EmbeddingModel
 from training.models.ensemble import Ensemble, FeatureFusion
 from training.models.seeds import SEED_MODELS
 from training.models.with_head import split_head
+from training.shapes_alone import compiler_unloaded
 
 Option = int | float | str | bool
 
@@ -116,7 +117,8 @@ def _build_joined(
 def _build_torchvision(
     name: str, classes: int, is_pretrained: bool, options: Mapping[str, Option]
 ) -> nn.Module:
-    import torchvision  # takes seconds, and our own networks do without
+    with compiler_unloaded():
+        import torchvision  # our own networks do without
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise TrainingError(f"torchvision:{name}: torchvision has no such classifier")
@@ -138,7 +140,7 @@ def _build_torchvision(
 def _build_timm(
     name: str, classes: int, is_pretrained: bool, options: Mapping[str, Option]
 ) -> nn.Module:
-    import timm  # as torchvision
+    import timm  # takes seconds, and our own networks do without
 
     if not timm.is_model(name.partition(".")[0]):
         raise TrainingError(f"timm:{name}: timm has no such model")
