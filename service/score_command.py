@@ -79,7 +79,7 @@ def score() -> None:
     metavar="X",
     help="Give up when more than this share of the images fails.",
 )
-@click.option("--part-rows", type=int, default=10_000, show_default=True, help="Rows in a file.")
+@click.option("--part-rows", type=int, default=2_000, show_default=True, help="Rows in a file.")
 @click.option(
     "--part-seconds",
     type=float,

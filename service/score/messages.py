@@ -31,6 +31,9 @@ class Ready:
     provider: str
     variant: str
 
+    def __str__(self) -> str:
+        return f"{self.variant} on {self.provider}"
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:

@@ -65,7 +65,7 @@ class ScoreOptions:
     key: str | None = None
     address: str | None = None
     max_error_rate: float = 0.1
-    part_rows: int = 10_000
+    part_rows: int = 2_000
     part_seconds: float = 30.0
 
     def __post_init__(self) -> None:

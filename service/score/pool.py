@@ -141,6 +141,7 @@ class WorkerPool:
         self._suspects: deque[_Work] = deque()
         self._order: deque[_Pending] = deque()
         self._chunk_size = 1
+        self._ready: Ready | None = None
         self._workers = [self._start(proves=index == 0) for index in range(count)]
 
     @property
@@ -154,7 +155,6 @@ class WorkerPool:
         Raises:
             ScoreError: A worker cannot begin.
         """
-        ready: Ready | None = None
         for worker in self._workers:
             try:
                 said = worker.link.recv()
@@ -163,9 +163,20 @@ class WorkerPool:
             assert not isinstance(said, Answer)
             if isinstance(said, Refused):
                 raise ScoreError(said.reason)
-            worker.is_ready, ready = True, said
-        assert ready is not None
-        return ready
+            self._admit(worker, said)
+        assert self._ready is not None
+        return self._ready
+
+    def _admit(self, worker: Worker, ready: Ready) -> None:
+        """Lets a worker begin, unless its rows would not be those of the others.
+
+        Raises:
+            JobFailed: It runs elsewhere than they do, or another file of the bundle.
+        """
+        if self._ready is not None and ready != self._ready:
+            raise JobFailed(f"workers differ: one has {ready}, another {self._ready}")
+        self._ready = ready
+        worker.is_ready = True
 
     def run(self, chunker: Chunker, should_stop: Callable[[], bool]) -> Iterator[Scored]:
         """Yields what was scored, in the order of the input, until its end or a stop.
@@ -251,7 +262,7 @@ class WorkerPool:
             return
         match said:
             case Ready():
-                worker.is_ready = True
+                self._admit(worker, said)
             case Refused(reason):
                 raise JobFailed(f"a worker cannot go on: {reason}")
             case Answer(number, rows, spent):

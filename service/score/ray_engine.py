@@ -27,11 +27,16 @@ from service.score.messages import Answer, Chunk, Ready, Refused, Setup, Spent
 from service.score.pool import POLL_S, Link, Worker, WorkerPool
 from service.score.scorer import Scorer
 from service.score.storage import Reader, tell
+from service.settings import ProviderChoice
 
 _CONNECT_S: Final = 10.0
+# How HTTP/2 begins, and the type of the frame that it is answered with (RFC 9113, 3.4).
+_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_SETTINGS: Final = b"\4"
 # Until the first actor of a cluster can begin; nodes may have to be started for it.
 _FIRST_READY_S: Final = 300.0
 _READS: Final = 16
+_GPU_PROVIDERS: Final = (ProviderChoice.AUTO, ProviderChoice.CUDA)
 
 
 class Scoring:
@@ -114,7 +119,7 @@ class RayLink:
 
 
 class RayPool(WorkerPool):
-    """Workers that are actors, one a CPU of the cluster unless told otherwise."""
+    """Workers that are actors: one a GPU of the cluster, or a CPU, unless told otherwise."""
 
     def __init__(self, setup: Setup, address: str | None) -> None:
         """Connects to the cluster, or starts a Ray of this machine.
@@ -138,9 +143,14 @@ class RayPool(WorkerPool):
             if path.is_file()
         }
         self._files = self._ray.put(files)
-        self._kind = self._ray.remote(num_cpus=1)(Scoring)
-        cpus = int(self._ray.cluster_resources().get("CPU", 1))
-        super().__init__(setup, setup.options.workers or max(1, cpus))
+        there_is = self._ray.cluster_resources()
+        gpus, cpus = int(there_is.get("GPU", 0)), int(there_is.get("CPU", 0))
+        settings = setup.settings
+        wants_gpu = settings.require_gpu or settings.provider in _GPU_PROVIDERS
+        takes_gpu = gpus > 0 and wants_gpu
+        # An actor sees its own GPU alone, so the index is 0 there, and none if it asks for none.
+        self._kind = self._ray.remote(num_cpus=1, num_gpus=int(takes_gpu))(Scoring)
+        super().__init__(setup, setup.options.workers or max(1, gpus if takes_gpu else cpus))
 
     def open_link(self) -> Link:
         """Makes an actor; it begins when the cluster has room for it."""
@@ -162,7 +172,7 @@ class RayPool(WorkerPool):
                 if isinstance(said, Refused):
                     raise ScoreError(said.reason)
                 assert isinstance(said, Ready)
-                worker.is_ready = True
+                self._admit(worker, said)
                 return said
         raise ScoreError(f"the Ray cluster started no worker within {_FIRST_READY_S:.0f} s")
 
@@ -233,7 +243,10 @@ def _check_address(address: str) -> None:
         host, port = parts.hostname, parts.port or 10001
         if host is None:
             raise ValueError("no host")
-        with socket.create_connection((host, port), timeout=_CONNECT_S):
-            pass
+        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(_HELLO)
+                if connection.recv(9)[3:4] != _SETTINGS:
+                    raise ValueError("nothing there speaks gRPC")
     except (OSError, ValueError) as error:
         raise ScoreError(f"the Ray cluster at {address} does not answer: {tell(error)}") from error

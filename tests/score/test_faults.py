@@ -101,6 +101,27 @@ def test_workers_that_die_of_everything_fail_the_job(with_workers, score, photos
         score(photos)
 
 
+def test_workers_that_would_give_other_rows_fail_the_job(with_workers, score, photos, monkeypatch):
+    """As one that finds no free GPU and falls back to the CPU."""
+    once = photos.parent / "started"
+    fall_back = f"""
+import pathlib
+from service.score import worker
+class Other(worker.Scorer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        try:
+            pathlib.Path({str(once)!r}).touch(exist_ok=False)
+        except FileExistsError:
+            self.engine.provider = "cuda"
+worker.Scorer = Other
+worker.main()
+"""
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-c", fall_back))
+    with pytest.raises(JobFailed, match=r"workers differ: one has fp32 on (cpu|cuda), another"):
+        score(photos, workers=2)
+
+
 class FlakyStore(MemoryFileSystem):
     """Fails as often as a test says before it answers."""
 

@@ -238,3 +238,10 @@ def test_the_manifest_says_what_was_done(score, photos, manifest_of, tiny_bundle
     assert manifest["input"]["files"] == 60
     assert sum(manifest["counts"].values()) == 60
     assert manifest["parts"]
+
+
+def test_a_job_commits_at_least_once_in_two_thousand_images(score, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{tmp_path}/absent-{index}.png\n" for index in range(4_100)))
+    score(listed, max_error_rate=1, part_seconds=3600)
+    assert len(list((tmp_path / "scores").glob("part-*"))) >= 4_100 / 2_000

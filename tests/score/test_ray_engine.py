@@ -6,10 +6,13 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import types
+import unittest.mock
 from pathlib import Path
 
 import psutil
@@ -18,11 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.score.errors import ScoreError
-from service.score.ray_engine import _connect
+from service.score.messages import Setup
+from service.score.ray_engine import RayPool, _connect
+from service.settings import Settings
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed: make .venv/.ray")
 LIMIT_S = 300
+# On a busy machine Ray gives up on itself before it has started.
+PATIENT = {"RAY_raylet_start_wait_time_s": "120"}
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def run(tmp_path, tiny_bundle_repository):
         kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         ended = subprocess.run(
             [sys.executable, *map(str, command)],
-            env={**kept, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")},
+            env={**kept, **PATIENT, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")},
             capture_output=True,
             check=False,
             text=True,
@@ -106,7 +113,7 @@ def test_a_job_on_a_ray_of_this_machine_stops_at_a_part(table, tmp_path, tiny_bu
     command = [sys.executable, Path(__file__).with_name("driver.py"), table, "--engine=ray"]
     command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
     command += [f"--out={tmp_path / 'out'}", "--part-seconds=0.2", "--workers=1"]
-    environment = {**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, **PATIENT, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
         end = time.monotonic() + LIMIT_S
         while not list((tmp_path / "out").glob("part-*")) and time.monotonic() < end:
@@ -137,7 +144,7 @@ def test_a_job_stops_while_ray_starts(photos, tmp_path, tiny_bundle_repository, 
     command = [sys.executable, Path(__file__).with_name("driver.py"), photos, "--engine=ray"]
     command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
     command += [f"--out={tmp_path / 'out'}", "--workers=1"]
-    environment = {**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, **PATIENT, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
         started = psutil.Process(job.pid)
         end = time.monotonic() + LIMIT_S
@@ -156,6 +163,73 @@ def test_a_job_stops_while_ray_starts(photos, tmp_path, tiny_bundle_repository, 
     assert not alive
 
 
+class FakeRay:
+    """A cluster that remembers what its actors ask for, and runs none."""
+
+    def __init__(self, **resources):
+        self.resources = resources
+        self.asked = []
+        self.exceptions = types.SimpleNamespace(RayError=RuntimeError)
+
+    def init(self, *_, **__):
+        pass
+
+    def put(self, value):
+        return value
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **asked):
+        def declare(_kind):
+            def start(*_):
+                self.asked.append(asked)
+                return unittest.mock.Mock()
+
+            return types.SimpleNamespace(remote=start)
+
+        return declare
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings", "workers", "gpus"),
+    [
+        ({"CPU": 8.0}, {}, 8, 0),
+        ({"CPU": 8.0, "GPU": 2.0}, {}, 2, 1),
+        ({"CPU": 8.0, "GPU": 2.0}, {"provider": "cuda"}, 2, 1),
+        ({"CPU": 8.0, "GPU": 2.0}, {"provider": "cpu"}, 8, 0),
+        ({"CPU": 8.0, "GPU": 2.0}, {"provider": "cpu", "require_gpu": True}, 2, 1),
+        ({}, {}, 1, 0),
+    ],
+)
+def test_an_actor_asks_for_a_gpu_where_there_are_any(
+    resources, settings, workers, gpus, make_options, tiny_bundle_repository, monkeypatch
+):
+    fake = FakeRay(**resources)
+    monkeypatch.setattr("service.score.ray_engine._import_ray", lambda: fake)
+    setup = Setup(
+        bundle_folder=tiny_bundle_repository / "digits-linear/1",
+        options=make_options(workers=None),
+        settings=Settings(**settings),
+        proves=True,
+    )
+    assert RayPool(setup, None).size == workers
+    assert fake.asked == [{"num_cpus": 1, "num_gpus": gpus}] * workers
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_each_actor_of_a_cluster_with_gpus_has_one_of_its_own(
+    run, photos, tmp_path, tiny_bundle_repository
+):
+    driver = Path(__file__).with_name("ray_gpu_driver.py")
+    shown = run(driver, photos, tmp_path / "scores", tiny_bundle_repository, tmp_path / "seen")
+    assert shown.splitlines()[-1] == "done 60"
+    seen = [path.read_text() for path in (tmp_path / "seen").iterdir()]
+    # Ray's own number of the GPU, and all that CUDA shows the actor: index 0 is that GPU.
+    assert sorted(seen) == ["['0'] 0", "['1'] 1"]
+
+
 def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ScoreError, match=r"--engine ray needs Ray: pip install 'fivecrop\[ray\]'"):
@@ -167,3 +241,24 @@ def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
 def test_a_cluster_that_is_not_there_is_one_line(score, photos, address):
     with pytest.raises(ScoreError, match="does not answer"):
         score(photos, engine="ray", address=address)
+
+
+@needs_ray
+@pytest.mark.parametrize("scheme", ["ray://", ""])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n"], ids=["silence", "HTTP"])
+def test_what_answers_but_is_no_ray_is_one_line(score, photos, monkeypatch, scheme, said):
+    """Ray itself was seen to try for more than two minutes."""
+    monkeypatch.setattr("service.score.ray_engine._CONNECT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+
+        def answer():
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):  # the other end leaves when it has seen
+                connection.sendall(said)
+                connection.recv(1000)
+                connection.recv(1000)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ScoreError, match=r"does not answer: (timed out|nothing there speaks)"):
+            score(photos, engine="ray", address=address)
