@@ -116,7 +116,7 @@ bench: $(VENV)/.dev $(VENV)/.ray ## measure speed and memory beside the peers (m
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.scoring --models resnet-18 mobilenet-v2 squeezenet1.1
 
-experiments: $(VENV)/.dev ## run the studies of docs/experiments.md again, or STUDY (about 20 minutes)
+experiments: $(VENV)/.dev ## run the studies of docs/experiments.md again, or STUDY (about half an hour)
 	$(BIN)/python scripts/run-experiments $(STUDY)
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header

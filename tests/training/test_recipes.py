@@ -90,8 +90,9 @@ def test_imagenet_recipes_take_a_step_on_a_thousand_classes(name, photographs, t
     assert load_json(run / "run.json")["data"]["validation"]["images"] == 8
 
 
-def test_the_cifar_resnet_takes_a_step(photographs, tmp_path):
-    path = ROOT / "training" / "recipes" / "cifar10-resnet20.toml"
+@pytest.mark.parametrize("name", ["resnet20", "wrn16-4"])
+def test_the_cifar_nets_take_a_step(name, photographs, tmp_path):
+    path = ROOT / "training" / "recipes" / f"cifar10-{name}.toml"
     source = of_photographs(photographs).replace("stream", "memory")
     recipe = load_recipe(path, [*STEP[1:], "train.epochs=0.004", source])
     run = train(recipe, run_dir=tmp_path / "run", is_progress_shown=False)
