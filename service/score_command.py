@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +121,7 @@ def run(
     display = make_display(as_json=as_json)
     watched = serve_metrics(metrics_address, display.show)
     summary: Summary | None
-    with display, watched as watch, stoppable() as should_stop:
+    with display, watched as watch, stoppable() as should_stop, _without("pandas"):
         try:
             summary = score_dataset(
                 inputs,
@@ -210,6 +214,33 @@ def _write(file: Path, content: bytes) -> str:
     except OSError as error:
         raise ScoreError(f"cannot write {file}: {tell(error)}") from error
     return str(file)
+
+
+class _Absent(MetaPathFinder):
+    """Makes a module look as if it was not installed."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None) -> None:
+        """Raises ModuleNotFoundError for the module."""
+        if fullname == self._module:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Keeps a module from being imported.
+
+    pyarrow imports pandas, wherever it is installed, to ask whether a list is one of its series;
+    that takes a second of CPU time.
+    """
+    finder = _Absent(module)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def _find_transport(options: ScoreOptions) -> Connect | None:

@@ -115,6 +115,18 @@ def test_declaration_of_the_service_does_not_load_what_serves(tmp_path):
     run(LOOK_FOR_MODULES, "onnxruntime,grpc", "service.app", home=tmp_path)
 
 
+def test_a_scoring_job_does_not_load_pandas(tmp_path, tiny_bundle_repository):
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/absent.png\n")
+    script = (
+        "import sys\nfrom service.cli import main\n"
+        "main(['score', *sys.argv[1:]], standalone_mode=False)\n"
+        "assert 'pyarrow' in sys.modules\nassert 'pandas' not in sys.modules\n"
+    )
+    given = [str(tmp_path / "list.txt"), f"--model-repository={tiny_bundle_repository}"]
+    options = ["--model=digits-linear", "--workers=1", "--max-error-rate=1"]
+    run(script, *given, *options, f"--out={tmp_path / 'out'}", home=tmp_path)
+
+
 def test_a_scoring_job_loads_beside_its_workers_nothing_that_only_they_use(tmp_path):
     """They load it too, so a job would begin that much later."""
     heavy = "onnxruntime,numpy,PIL,cykooz_resizer,pyarrow,ray,prometheus_client"
