@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -207,12 +208,13 @@ def _connect(ray: Any, address: str | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     is_terminated = False
     try:
-        ray.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else {"include_dashboard": False}),
-        )
+        with warnings.catch_warnings(action="ignore"):  # of what the error tells in one line
+            ray.init(
+                address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else {"include_dashboard": False}),
+            )
     except SystemExit:
         is_terminated = True
     except Exception as error:
@@ -228,6 +230,8 @@ def _connect(ray: Any, address: str | None) -> None:
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Each of three tries with what speaks gRPC and is no Ray client server, such as Ray's own GCS.
+    os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")
     try:
         import ray
         import ray.exceptions

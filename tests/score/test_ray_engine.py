@@ -13,8 +13,10 @@ import threading
 import time
 import types
 import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -241,6 +243,32 @@ def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
 def test_a_cluster_that_is_not_there_is_one_line(score, photos, address):
     with pytest.raises(ScoreError, match="does not answer"):
         score(photos, engine="ray", address=address)
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_another_grpc_server_is_told_from_ray_within_half_a_minute(
+    photos, tmp_path, tiny_bundle_repository
+):
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    began = time.monotonic()
+    job = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("fivecrop"), "score", photos, "--engine", "ray"),
+            *("--address", f"ray://127.0.0.1:{port}", "--out", tmp_path / "scores"),
+            *("--model", "digits-linear", "--model-repository", tiny_bundle_repository),
+        ],
+        env={**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    server.stop(None)
+    assert job.stderr.startswith("fivecrop: error: Ray at ray://")
+    assert (job.returncode, job.stderr.count("\n")) == (2, 1)
+    assert time.monotonic() - began < 30
 
 
 @needs_ray
