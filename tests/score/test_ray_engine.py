@@ -238,6 +238,7 @@ def test_without_ray_the_extra_is_named(score, photos, monkeypatch):
         score(photos, engine="ray")
 
 
+@pytest.mark.e2e
 @needs_ray
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://"])
 def test_a_cluster_that_is_not_there_is_one_line(score, photos, address):
@@ -271,6 +272,7 @@ def test_another_grpc_server_is_told_from_ray_within_half_a_minute(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.e2e
 @needs_ray
 @pytest.mark.parametrize("scheme", ["ray://", ""])
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n"], ids=["silence", "HTTP"])
