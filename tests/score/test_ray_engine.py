@@ -109,23 +109,57 @@ def test_ray_does_not_keep_the_signal_that_stops_a_job(fails):
     assert kept == ours
 
 
-@pytest.mark.e2e
-@needs_ray
-def test_a_job_on_a_ray_of_this_machine_stops_at_a_part(table, tmp_path, tiny_bundle_repository):
+@pytest.fixture
+def start(table, tmp_path, tiny_bundle_repository):
+    """Returns `start(*options)`: a job on a Ray of this machine, in a process group of its own."""
     command = [sys.executable, Path(__file__).with_name("driver.py"), table, "--engine=ray"]
     command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
     command += [f"--out={tmp_path / 'out'}", "--part-seconds=0.2", "--workers=1"]
     environment = {**os.environ, **PATIENT, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
-        end = time.monotonic() + LIMIT_S
-        while not list((tmp_path / "out").glob("part-*")) and time.monotonic() < end:
-            assert job.poll() is None, job.stderr.read().decode()[-2000:]
-            time.sleep(0.05)
+
+    def run(*options):
+        return subprocess.Popen(
+            [*command, *options], env=environment, stderr=subprocess.PIPE, start_new_session=True
+        )
+
+    return run
+
+
+def wait_for_parts(job, out, more_than):
+    end = time.monotonic() + LIMIT_S
+    while len(list(out.glob("part-*"))) <= more_than and time.monotonic() < end:
+        assert job.poll() is None, job.stderr.read().decode()[-2000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_a_job_on_a_ray_of_this_machine_stops_at_a_part(start, tmp_path):
+    with start() as job:
+        wait_for_parts(job, tmp_path / "out", 0)
         job.terminate()
         _, told = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGTERM
     assert "--resume goes on" in told.decode()
     assert not (tmp_path / "out/_lock.json").exists()
+
+
+@pytest.mark.e2e
+@needs_ray
+def test_a_job_on_ray_that_is_killed_resumes_with_the_rows_of_one_machine(
+    start, score, table, read_rows, tmp_path
+):
+    parts, resume = 0, ()
+    for _ in range(3):
+        with start(*resume) as job:
+            wait_for_parts(job, tmp_path / "out", parts)
+            os.killpg(job.pid, signal.SIGKILL)
+        parts, resume = len(list((tmp_path / "out").glob("part-*"))), ("--resume",)
+    with start(*resume) as job:
+        _, told = job.communicate(timeout=LIMIT_S)
+    assert job.returncode == 0, told.decode()[-2000:]
+    score(table, "here")
+    assert read_rows("out") == read_rows("here")
 
 
 def list_names(process):
