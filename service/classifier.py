@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from service.batcher import Batcher
 from service.bundle.heatmap import draw_views
-from service.bundle.image_source import ImageSource, estimate_prepare_s, fit_budget, prepare_source
+from service.bundle.image_source import ImageSource, estimate_prepare_s, prepare_source
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views
@@ -29,7 +29,7 @@ from service.classification import (
     Options,
     Timings,
 )
-from service.dispatch import dispatch, draft_unread, refuse_dear
+from service.dispatch import dispatch, draft_unread
 from service.errors import RequestError
 from service.explain import choose_method, conclude
 from service.image_trace import trace_image
@@ -38,6 +38,7 @@ from service.model import Model
 from service.models import Models, Unavailable
 from service.priority import Priority
 from service.rate_limit import Allowances
+from service.request_images import ask_each
 from service.response_cache import ResponseCache
 from service.rollout import Rollout
 from service.schedule import Job, Outcome
@@ -264,17 +265,15 @@ class Classifier:
     async def _classify_each(
         self, images: Sequence[ImageSource], options: Options
     ) -> list[Classification | RequestError]:
-        budget_s = self._settings.max_request_decode_s
-        fitting = fit_budget(images, self._limits.max_pixels, budget_s)
-        work = (
-            self.classify(image, options) if is_fitting else refuse_dear()
-            for image, is_fitting in zip(images, fitting, strict=True)
+        _, timeout_s = options.check(self._settings.default_timeout_ms)
+        return await ask_each(
+            self.classify,
+            images,
+            options,
+            timeout_s=timeout_s,
+            budget_s=self._settings.max_request_decode_s,
+            max_pixels=self._limits.max_pixels,
         )
-        results = await asyncio.gather(*work, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, RequestError):
-                raise result
-        return cast("list[Classification | RequestError]", results)
 
     def describe_models(self) -> list[ModelDescription]:
         """Returns what is served, by name and version."""

@@ -11,7 +11,6 @@ from typing import Never
 
 from service.batcher import Batcher
 from service.classification import late
-from service.errors import ErrorCode, RequestError
 from service.job import Job, Outcome
 from service.lane import Lane
 from service.priority import Priority
@@ -70,18 +69,6 @@ def _settle_soon(
     """Hands a worker thread's outcome to the event loop."""
     with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(_settle, answer, outcome)
-
-
-async def refuse_dear() -> Never:
-    """Stands in for an image that does not fit what decoding may cost a request.
-
-    Raises:
-        RequestError: `image_too_complex`.
-    """
-    raise RequestError(
-        ErrorCode.IMAGE_TOO_COMPLEX,
-        "decoding it and the images before it would take too long; send it in another request",
-    )
 
 
 def draft_unread(lane: Lane, views: int, deadline: float, priority: Priority) -> Job:

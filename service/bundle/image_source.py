@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,17 +72,6 @@ def estimate_prepare_s(source: ImageSource, max_pixels: int) -> float:
     if isinstance(source, bytes):
         return estimate_decode_s(source, max_pixels)
     return _EACH_S + len(source) * _S_A_BYTE
-
-
-def fit_budget(sources: Sequence[ImageSource], max_pixels: int, budget_s: float) -> list[bool]:
-    """Returns for each source whether it fits the budget beside those before it; the first does."""
-    spent_s = 0.0
-    chosen: list[bool] = []
-    for source in sources:
-        cost_s = estimate_prepare_s(source, max_pixels)
-        chosen.append(not chosen or spent_s + cost_s <= budget_s)
-        spent_s += cost_s if chosen[-1] else 0.0
-    return chosen
 
 
 def digest_source(source: ImageSource) -> bytes:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import socket
 import ssl
+from pathlib import Path
 
 import grpc
+import httpx
+import numpy as np
 import pytest
 import trustme
+from PIL import Image
 
 from service.proto import image_classifier_pb2 as messages
 from service.proto import image_classifier_pb2_grpc as stubs
@@ -117,3 +122,33 @@ def test_a_certificate_that_cannot_be_used_stops_the_start_with_one_line(start_s
     assert server.wait_ended() == 2
     assert "cannot use the certificate" in server.stderr
     assert "Traceback" not in server.stderr
+
+
+def turned_photograph():
+    """A JPEG of 39 megapixels that is to be turned, which decodes to 315 MB."""
+    colours = np.random.default_rng(0).integers(0, 255, (100, 128, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    file = io.BytesIO()
+    Image.fromarray(colours).resize((7040, 5600), 0).save(file, "JPEG", quality=60, exif=exif)
+    return file.getvalue()
+
+
+def memory(pid, what):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0]) * 1024
+
+
+def test_an_upload_of_several_large_images_takes_the_memory_of_one(start_server):
+    """It took 719 MB while eight threads kept what each of them had once needed."""
+    server = start_server(compute_threads=8).wait_ready()
+    (pid,) = server.worker_pids()
+    before = memory(pid, "VmRSS")
+    photograph = turned_photograph()
+    answer = httpx.post(
+        f"http://127.0.0.1:{server.http_port}/v1/classify",
+        files=[("image", photograph)] * 4,
+        timeout=LIMIT_S,
+    )
+    assert [one["image"]["width"] for one in answer.json()["results"]] == [7040] * 4
+    assert memory(pid, "VmHWM") - before < 450e6
