@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -59,22 +60,23 @@ def test_large_images_are_not_decoded_side_by_side(megapixels, side_by_side):
     assert most == side_by_side
 
 
-def test_a_later_wave_has_what_is_left_of_the_time():
+def test_a_later_wave_has_what_is_left_of_the_time(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("service.request_images.time", SimpleNamespace(monotonic=lambda: now_s))
     asked_ms = []
 
     async def ask(_image, options):
+        nonlocal now_s
         asked_ms.append(options.timeout_ms)
         if options.timeout_ms is not None and options.timeout_ms <= 0:
             raise RequestError(ErrorCode.DEADLINE_EXCEEDED, "late")
-        await asyncio.sleep(0.06)
+        now_s += 0.0625
         return "answer"
 
-    *answers, late = ask_all(ask, [pixels(40)] * 3, timeout_s=0.1)
+    *answers, late = ask_all(ask, [pixels(40)] * 3, timeout_s=0.125)
     assert answers == ["answer"] * 2
     assert late.code is ErrorCode.DEADLINE_EXCEEDED
-    assert asked_ms[0] is None
-    assert 0 < asked_ms[1] <= 40
-    assert asked_ms[2] <= 0
+    assert asked_ms == [None, 62.5, 0.0]
 
 
 def test_a_fault_of_ours_is_raised():
