@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Never
+from typing import Any, Never
 
 import grpc
 from grpc.aio import ServicerContext
@@ -13,15 +14,13 @@ from grpc.aio import ServicerContext
 from service.access import CREDENTIAL_NAMES, Access, AccessControl
 from service.errors import ErrorCode, RequestError
 from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
-from service.grpc_malformed import refuse_malformed
+from service.grpc_guard import guard
 from service.metrics import Metrics
 from service.request_id import HEADER, take_request_id
 
 Context = ServicerContext[Any, Any]
 
-_MALFORMED: Final = RequestError(
-    ErrorCode.INVALID_ARGUMENT, "the message is not one of this method"
-)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +50,7 @@ class GuardedServices(grpc.GenericRpcHandler):
         self.rpcs = {
             f"/{service}/{method}": Rpc(
                 access=rpc.access,
-                handler=refuse_malformed(
-                    rpc.handler, partial(self._abort, f"/{service}/{method}", error=_MALFORMED)
-                ),
+                handler=guard(rpc.handler, partial(self._abort, f"/{service}/{method}")),
             )
             for service, methods in services.items()
             for method, rpc in methods.items()
@@ -94,6 +91,8 @@ class GuardedServices(grpc.GenericRpcHandler):
         )
         offered = dict(context.invocation_metadata() or ()).get(HEADER)
         request_id = take_request_id(offered if isinstance(offered, str) else None)
+        if error.code is ErrorCode.INTERNAL:
+            logger.error("unexpected error, request %s", request_id, exc_info=error.__cause__)
         await context.abort(
             STATUS[error.code],
             error.detail,

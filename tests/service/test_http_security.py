@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import platform
 import re
-import socket
 
 import httpx
 import pytest
+from failing import Babbling, Failing
+from machine import WORDS
 
+from service.access import AccessControl
 from service.errors import ErrorCode, RequestError
 from service.http_api import build_http_app
 from service.http_cors import allow_origins
@@ -84,15 +84,6 @@ async def test_every_answer_forbids_to_sniff_frame_or_run_it(http_client):
 
 # ---- the machine ----
 
-# Words of what the service is made of; its own name and version are no secret.
-WORDS = re.compile(
-    "uvicorn|starlette|bentoml|python|httptools|uvloop|asyncio|onnxruntime|pillow|linux|traceback"
-    "|site-packages|/(usr|home|root|tmp|work)\\b|\\.py\\b|0x[0-9a-f]{8}|<class|exception"
-    f"|{re.escape(socket.gethostname())}|{re.escape(platform.release())}"
-    f"|{re.escape(importlib.metadata.version('uvicorn'))}",
-    re.IGNORECASE,
-)
-
 REQUESTS = {
     "not HTTP": b"\x00\x01\x02\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
@@ -139,6 +130,29 @@ async def test_no_answer_tells_of_the_machine_or_what_the_service_is_made_of(
     assert not re.search("^server:", answer, re.I | re.M)
     told = WORDS.search(answer)
     assert told is None, answer
+
+
+@pytest.mark.parametrize("classifier", [Failing, Babbling])
+async def test_no_unforeseen_error_of_a_route_tells_of_the_machine(
+    metrics, make_settings, caplog, classifier
+):
+    control = AccessControl(None)
+    control.needs_key = lambda access: False
+    settings = make_settings(torchserve=True, tfserving=True, sagemaker=True)
+    app = build_http_app(classifier(), metrics, settings, control, {"routes": []})
+    failed = set()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://fivecrop") as client:
+        for route in app.router.routes:
+            path = re.sub("{name}|{model}", "toy", route.path).replace("{version}", "3")
+            for method in route.methods:
+                answer = await client.request(method, path, content=b"img")
+                if answer.status_code == 500:
+                    failed.add(route.path)
+                    assert WORDS.search(answer.text + str(answer.headers)) is None, answer.text
+    assert {"/v1/classify", "/v1/models", "/v1/explain", "/invocations"} <= failed
+    assert len(failed) > 15
+    assert "unexpected error" in caplog.text
 
 
 async def test_details_of_a_refusal_hold_nothing_of_the_request(http_client, stub_classifier):

@@ -1,31 +1,37 @@
-"""Bytes that are no message: the client's fault, which the library would tell as the server's.
+"""What a method is guarded with: the library tells clients the text of whatever is raised.
 
-When a deserializer raises, grpc.aio answers UNKNOWN with the text of the exception, and no servicer
-hears of it.
+grpc.aio answers UNKNOWN, with the type and the text of the exception, when a deserializer raises,
+of which no servicer hears, and when a servicer raises what it did not foresee.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Never
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc.aio import ServicerContext
+from grpc.aio import AbortError, ServicerContext
+
+from service.errors import ErrorCode, RequestError
 
 Context = ServicerContext[Any, Any]
-Refuse = Callable[[Context], Awaitable[None]]
+Refuse = Callable[[Context, RequestError], Awaitable[Never]]
 
-_MALFORMED: Final = object()
+_NO_MESSAGE: Final = object()
+_MALFORMED: Final = RequestError(
+    ErrorCode.INVALID_ARGUMENT, "the message is not one of this method"
+)
 
 
-def refuse_malformed(
+def guard(
     handler: grpc.RpcMethodHandler[Any, Any], refuse: Refuse
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """Returns the handler of a method with `refuse` for messages that cannot be parsed.
+    """Returns the handler of a method with `refuse` for what it does not foresee.
 
-    What a stream sent before such a message is still answered.
+    That are messages that cannot be parsed, and errors. What a stream sent before such a message is
+    still answered.
     """
     read = handler.request_deserializer
     assert read is not None
@@ -46,16 +52,21 @@ def _parse_with(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return read(data)
         except DecodeError:
-            return _MALFORMED
+            return _NO_MESSAGE
 
     return parse
 
 
 def _guard_unary(behaviour: Any, refuse: Refuse) -> Any:
     async def guarded(request: Any, context: Context) -> Any:
-        if request is _MALFORMED:
-            await refuse(context)
-        return await behaviour(request, context)
+        if request is _NO_MESSAGE:
+            await refuse(context, _MALFORMED)
+        try:
+            return await behaviour(request, context)
+        except AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told by `refuse`
+            await refuse(context, _unforeseen(error))
 
     return guarded
 
@@ -63,20 +74,36 @@ def _guard_unary(behaviour: Any, refuse: Refuse) -> Any:
 def _guard_stream(behaviour: Any, refuse: Refuse) -> Any:
     async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
         messages = _Messages(requests)
-        await behaviour(messages, context)
+        try:
+            await behaviour(messages, context)
+        except AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told by `refuse`
+            await refuse(context, _unforeseen(error))
         if messages.has_malformed:
-            await refuse(context)
+            await refuse(context, _MALFORMED)
 
     async def guarded_generator(
         requests: AsyncIterator[Any], context: Context
     ) -> AsyncIterator[Any]:
         messages = _Messages(requests)
-        async for answer in behaviour(messages, context):
-            yield answer
+        try:
+            async for answer in behaviour(messages, context):
+                yield answer
+        except AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told by `refuse`
+            await refuse(context, _unforeseen(error))
         if messages.has_malformed:
-            await refuse(context)
+            await refuse(context, _MALFORMED)
 
     return guarded_generator if inspect.isasyncgenfunction(behaviour) else guarded
+
+
+def _unforeseen(cause: Exception) -> RequestError:
+    error = RequestError(ErrorCode.INTERNAL, "something went wrong inside the service")
+    error.__cause__ = cause
+    return error
 
 
 class _Messages:
@@ -91,7 +118,7 @@ class _Messages:
 
     async def __anext__(self) -> Any:
         message = await anext(self._requests)
-        if message is _MALFORMED:
+        if message is _NO_MESSAGE:
             self.has_malformed = True
             raise StopAsyncIteration
         return message
