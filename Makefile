@@ -45,10 +45,11 @@ $(VENV)/%/.installed: requirements/%.txt $(VENV)/.tools
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
 
-# Schemas of custom resources, for k8s-check.
-$(VENV)/crds/.installed:
+# Schemas of custom resources, and the types of a dashboard, for k8s-check.
+$(VENV)/schemas/.installed:
 	npm install --silent --no-audit --no-fund --prefix $(@D) \
-		@kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0
+		@kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0 \
+		@grafana/schema@11.4.0 typescript@5.9.3
 	@touch $@
 
 # A process a core, with one thread each; the tests of a file stay together, as their fixtures want.
@@ -95,10 +96,10 @@ e2e-container: $(VENV)/.dev image-check ## build the image, run it hardened and 
 	scripts/install-system-packages.sh buildah podman runc catatonit mmdebstrap
 	$(BIN)/pytest -m container
 
-k8s-check: $(VENV)/.dev $(CHECKERS)/.installed $(VENV)/crds/.installed ## render k8s/, check it against the schemas of 1.31 to 1.37, try the alerts
+k8s-check: $(VENV)/.dev $(CHECKERS)/.installed $(VENV)/schemas/.installed ## render k8s/, check it against the schemas of 1.31 to 1.37, try the alerts
 	scripts/install-system-packages.sh prometheus
 	$(CHECKERS)/bin/python scripts/check-manifests
-	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_alerts.py
+	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_alerts.py tests/repo/test_dashboard_types.py
 
 serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
 	$(BIN)/fivecrop serve
