@@ -99,7 +99,8 @@ e2e-container: $(VENV)/.dev image-check ## build the image, run it hardened and 
 k8s-check: $(VENV)/.dev $(CHECKERS)/.installed $(VENV)/schemas/.installed ## render k8s/, check it against the schemas of 1.31 to 1.37, try the alerts
 	scripts/install-system-packages.sh prometheus
 	$(CHECKERS)/bin/python scripts/check-manifests
-	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_alerts.py tests/repo/test_dashboard_types.py
+	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_k8s_rendered.py tests/repo/test_alerts.py \
+		tests/repo/test_dashboard_types.py
 
 serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
 	$(BIN)/fivecrop serve
