@@ -13,7 +13,9 @@ pytestmark = pytest.mark.e2e
 SCHEMATHESIS = Path(sys.executable).with_name("st")
 SECONDS = 40
 # A client that gives us two milliseconds may be told that they have passed, or that they will have.
-CONFIG = """
+CONFIG = f"""
+hooks = "{Path(__file__).with_name("contract_hooks.py")}"
+
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
 
