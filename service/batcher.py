@@ -237,7 +237,8 @@ class Batcher:
             return
         now = time.monotonic()
         job.decode_s = now - start
-        job.lane.note_decode(job.decode_s, job.decode_cost_s)
+        if not job.decoded.is_shared:
+            job.lane.note_decode(job.decode_s, job.decode_cost_s)
         with self._lock:
             self._admission.finish_decode(job)
             self._schedule.add_ready(job, now)

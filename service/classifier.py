@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from service.batcher import Batcher
 from service.bundle.heatmap import draw_views
-from service.bundle.image_source import ImageSource, estimate_prepare_s, prepare_source
+from service.bundle.image_source import AskedImage, ImageSource, estimate_prepare_s, prepare_source
 from service.bundle.manifest import ConformalLevel
 from service.bundle.postprocess import average_views, predict
 from service.bundle.preprocess import count_views
@@ -182,7 +182,7 @@ class Classifier:
             return await traffic.answer(image, options, self._answer)
         return await self._answer(self._models.find(options.model), image, options)
 
-    async def _answer(self, model: Model, image: ImageSource, options: Options) -> Classification:
+    async def _answer(self, model: Model, image: AskedImage, options: Options) -> Classification:
         start = time.monotonic()
         try:
             if self._cache is None:
@@ -199,7 +199,7 @@ class Classifier:
         self._metrics.models.observe_answer(model.name, model.version, time.monotonic() - start)
         return result
 
-    async def _compute(self, model: Model, image: ImageSource, options: Options) -> Classification:
+    async def _compute(self, model: Model, image: AskedImage, options: Options) -> Classification:
         start = time.monotonic()
         tta, timeout_s = options.check(self._settings.default_timeout_ms)
         asked = options.coverage
@@ -257,7 +257,6 @@ class Classifier:
             RequestError: The options are wrong, whatever the images are.
         """
         self._models.find(options.model)
-        options.check(self._settings.default_timeout_ms)
         if options.model in self._models.traffic and STICKY_KEY.get() is None:
             STICKY_KEY.set(os.urandom(8))  # one version for all of them
         return await self._classify_each(images, options)

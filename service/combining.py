@@ -16,8 +16,9 @@ from typing import Any
 
 from service.bundle.combination import Cascade, Ensemble, Member, is_sure
 from service.bundle.decision import Decider
-from service.bundle.image_source import ImageSource
+from service.bundle.image_source import AskedImage, ImageSource
 from service.bundle.postprocess import Prediction, predict, weigh
+from service.bundle.shared_image import SharedImage
 from service.classification import (
     Classification,
     ExplainOptions,
@@ -72,7 +73,6 @@ class CombiningClassifier(Classifier):
         if self._models.combinations.get(options.model) is None:
             return await super().classify_many(images, options)
         _check(options)
-        options.check(self._settings.default_timeout_ms)
         return await self._classify_each(images, options)
 
     async def explain(self, image: bytes, options: ExplainOptions) -> Explanation:
@@ -130,7 +130,8 @@ class CombiningClassifier(Classifier):
         _check(options)
         _, timeout_s = options.check(self._settings.default_timeout_ms)
         deadline = time.monotonic() + timeout_s
-        ask = partial(self._ask_member, image=image, options=options, deadline=deadline)
+        shared = _share(image, found)
+        ask = partial(self._ask_member, image=shared, options=options, deadline=deadline)
         if not isinstance(found.manifest, Cascade):
             return await _ask_all(map(ask, found.manifest.members, found.models))
         answers: list[Classification] = []
@@ -141,7 +142,7 @@ class CombiningClassifier(Classifier):
         return answers
 
     async def _ask_member(
-        self, member: Member, model: Model, *, image: ImageSource, options: Options, deadline: float
+        self, member: Member, model: Model, *, image: AskedImage, options: Options, deadline: float
     ) -> Classification:
         left_ms = (deadline - time.monotonic()) * 1000
         asked = replace(options, model=member.model, tta=member.tta, timeout_ms=left_ms)
@@ -203,6 +204,22 @@ async def _ask_all(
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _share(image: ImageSource, found: CombinedModel) -> AskedImage:
+    """Returns an image of which the members have in common what they can.
+
+    All members of an ensemble need it. A stage of a cascade takes what an earlier one happened to
+    make in the same way, and none prepares for a later one, which few images come to.
+    """
+    if not isinstance(image, bytes):
+        return image
+    if isinstance(found.manifest, Cascade):
+        return SharedImage(image)
+    members = zip(found.manifest.members, found.models, strict=True)
+    return SharedImage(
+        image, [(model.bundle.manifest.preprocess, member.tta) for member, model in members]
+    )
 
 
 def _join(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from service.bundle.image_source import ImageSource, digest_source
+from service.bundle.image_source import AskedImage, digest_source
 from service.classification import Classification, Options, Timings, late
 from service.errors import ErrorCode, RequestError
 from service.metrics import CacheResult, Metrics
@@ -18,7 +18,7 @@ from service.model import Model
 from service.priority import Priority
 from service.settings import Settings
 
-Ask = Callable[[ImageSource, Options], Awaitable[Classification]]
+Ask = Callable[[AskedImage, Options], Awaitable[Classification]]
 
 # What an answer costs besides its arrays: measured with `sys.getsizeof` over one of five classes.
 _ANSWER_BYTES: Final = 2_500
@@ -51,7 +51,7 @@ class ResponseCache:
         return cls(settings.response_cache_bytes, settings.default_timeout_ms, metrics)
 
     async def answer(
-        self, model: Model, image: ImageSource, options: Options, ask: Ask
+        self, model: Model, image: AskedImage, options: Options, ask: Ask
     ) -> Classification:
         """Returns the answer for one encoded image, from memory if it was given before.
 

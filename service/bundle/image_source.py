@@ -14,6 +14,7 @@ from PIL import Image
 from service.bundle.decode_cost import estimate_decode_s
 from service.bundle.manifest import Manifest, Normalisation, TtaPolicy
 from service.bundle.preprocess import PreparedImage, Views, cut_views, prepare
+from service.bundle.shared_image import SharedImage
 from service.bundle.structure import Limits, check_size
 from service.errors import ErrorCode, RequestError
 
@@ -65,17 +66,23 @@ class NormalisedView:
 
 
 ImageSource = bytes | PixelImage | NormalisedView
+# What a model is asked about: what a client sent, or what it has in common with other models.
+AskedImage = ImageSource | SharedImage
 
 
-def estimate_prepare_s(source: ImageSource, max_pixels: int) -> float:
+def estimate_prepare_s(source: AskedImage, max_pixels: int) -> float:
     """Returns the CPU-seconds that `prepare_source` should take; see `decode_cost`."""
     if isinstance(source, bytes):
         return estimate_decode_s(source, max_pixels)
+    if isinstance(source, SharedImage):
+        return source.cost_share * estimate_decode_s(source.content, max_pixels)
     return _EACH_S + len(source) * _S_A_BYTE
 
 
-def digest_source(source: ImageSource) -> bytes:
+def digest_source(source: AskedImage) -> bytes:
     """Returns what tells an image from any other, in whichever form."""
+    if isinstance(source, SharedImage):
+        source = source.content
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
     content: bytes | memoryview = source.content
@@ -93,7 +100,7 @@ def encode_pixels(image: PixelImage) -> bytes:
 
 
 def prepare_source(
-    source: ImageSource, manifest: Manifest, *, tta: TtaPolicy, limits: Limits
+    source: AskedImage, manifest: Manifest, *, tta: TtaPolicy, limits: Limits
 ) -> PreparedImage:
     """Returns the views of an image, uint8 [V, H, W, 3], whichever form it came in.
 
@@ -106,6 +113,8 @@ def prepare_source(
     """
     if isinstance(source, bytes):
         return prepare(source, manifest.preprocess, tta=tta, limits=limits)
+    if isinstance(source, SharedImage):
+        return source.prepare((manifest.preprocess, tta), limits)
     if isinstance(source, PixelImage):
         check_size(source.width, source.height, limits)
         views = cut_views(Image.fromarray(source.to_array()), manifest.preprocess, tta=tta)

@@ -6,9 +6,10 @@ Resize and crop round as torchvision's `Resize` and `CenterCrop` on PIL images, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +66,22 @@ TTA_POLICIES: dict[TtaPolicy, tuple[View, ...]] = {
 }
 
 
+# What two models have to have in common for their views to be the same.
+Way = tuple[Preprocess, TtaPolicy]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """The views of one image, uint8 [V, H, W, 3] RGB, with facts of the file they came from."""
+    """The views of one image, uint8 [V, H, W, 3] RGB, with facts of the file they came from.
+
+    What `is_shared` was made for several models at once: the time it took is not that of one.
+    """
 
     views: Views
     width: int
     height: int
     format: str
+    is_shared: bool = False
 
 
 def count_views(policy: TtaPolicy) -> int:
@@ -93,20 +102,49 @@ def prepare(
     Raises:
         RequestError: As `service.bundle.decode.decode`.
     """
-    margin = preprocess.resize.size * _SCALED_DECODE_MARGIN
-    image = decode(
-        data,
-        limits,
-        background=preprocess.background,
-        scaled_to=(margin, margin) if preprocess.jpeg_scaled_decode else None,
-        to_srgb=preprocess.colour_profile == "convert_to_srgb",
-    )
-    return PreparedImage(
-        views=cut_views(image.rgb, preprocess, tta=tta),
-        width=image.width,
-        height=image.height,
-        format=image.format,
-    )
+    way = preprocess, tta
+    return prepare_all(data, (way,), limits=limits)[way]
+
+
+def prepare_all(data: bytes, ways: Iterable[Way], *, limits: Limits) -> dict[Way, PreparedImage]:
+    """Returns the views of the encoded image `data` for each way; decodes once those that agree.
+
+    Raises:
+        RequestError: As `service.bundle.decode.decode`.
+    """
+    prepared = {}
+    for decoding, same in group_by_decoding(ways).items():
+        image = decode(data, limits, **decoding._asdict())
+        for preprocess, tta in same:
+            prepared[preprocess, tta] = PreparedImage(
+                views=cut_views(image.rgb, preprocess, tta=tta),
+                width=image.width,
+                height=image.height,
+                format=image.format,
+            )
+    return prepared
+
+
+class Decoding(NamedTuple):
+    """How a file is decoded; see `service.bundle.decode.decode`."""
+
+    background: tuple[int, int, int]
+    scaled_to: tuple[int, int] | None
+    to_srgb: bool
+
+
+def group_by_decoding(ways: Iterable[Way]) -> dict[Decoding, list[Way]]:
+    """Returns the ways, each once, by what the decoder has to do for them."""
+    groups: dict[Decoding, list[Way]] = {}
+    for preprocess, tta in dict.fromkeys(ways):
+        margin = preprocess.resize.size * _SCALED_DECODE_MARGIN
+        decoding = Decoding(
+            background=preprocess.background,
+            scaled_to=(margin, margin) if preprocess.jpeg_scaled_decode else None,
+            to_srgb=preprocess.colour_profile == "convert_to_srgb",
+        )
+        groups.setdefault(decoding, []).append((preprocess, tta))
+    return groups
 
 
 def cut_views(rgb: Image.Image, preprocess: Preprocess, *, tta: TtaPolicy = "none") -> Views:

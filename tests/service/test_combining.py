@@ -18,7 +18,9 @@ from service.bundle.combination import (
     WeightedMember,
     publish_combination,
 )
+from service.bundle.decode import decode
 from service.bundle.manifest import Decision
+from service.bundle.postprocess import weigh
 from service.bundle.repository import read_bundle
 from service.classifier import Options
 from service.combining import CombiningClassifier
@@ -103,6 +105,59 @@ async def test_ensemble_answers_with_the_weighted_mean_and_names_its_members(
         ("digits-linear", "ten_crop"),
     ]
     assert plain.members == ()
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """The images that were decoded, in their order."""
+    seen = []
+
+    def count(data, *args, **options):
+        seen.append(data)
+        return decode(data, *args, **options)
+
+    monkeypatch.setattr("service.bundle.preprocess.decode", count)
+    return seen
+
+
+async def test_ensemble_decodes_an_image_once_and_answers_with_the_same_bits(
+    repository, build, image, member, decodes
+):
+    ways = ("none", "ten_crop", "none")
+    weights = (1, 3, 2)
+    publish_ensemble(
+        repository, *(member(weight=w, tta=tta) for w, tta in zip(weights, ways, strict=True))
+    )
+    classifier = build()
+    lane = classifier._models.find(BUNDLE).lane
+    decodes.clear()
+    together = [await classifier.classify(image, Options(model="both")) for _ in range(5)]
+    assert len(decodes) == 5
+    assert lane.decode_slowness == 1.0  # learns nothing from what was shared
+    decodes.clear()
+    alone = [await classifier.classify(image, Options(model=BUNDLE, tta=tta)) for tta in ways]
+    assert len(decodes) == 3
+    assert lane.decode_slowness != 1.0
+    expected = weigh([one.probabilities for one in alone], weights)
+    for answer in together:
+        np.testing.assert_array_equal(answer.probabilities, expected)
+        assert (answer.width, answer.height, answer.format) == (32, 32, "png")
+
+
+@pytest.mark.parametrize(
+    ("later", "times"), [("none", 1), ("hflip", 2)], ids=["the same way", "another way"]
+)
+async def test_stage_of_a_cascade_decodes_only_what_no_earlier_one_made(
+    repository, build, image, member, decodes, later, times
+):
+    publish_cascade(repository, member(escalate_below=1.0), member(tta=later))
+    classifier = build()
+    decodes.clear()
+    answer = await classifier.classify(image, Options(model="fast"))
+    assert len(answer.members) == 2
+    assert len(decodes) == times
+    alone = await classifier.classify(image, Options(model=BUNDLE, tta=later))
+    np.testing.assert_array_equal(answer.probabilities, alone.probabilities)
 
 
 async def test_ensemble_decides_by_its_own_threshold(repository, build, image, member):
