@@ -16,6 +16,10 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["prome
 FOLDER = "/etc/prometheus/"
 
 
+def read_rules(prometheus):
+    return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+
+
 def test_the_prometheus_of_compose_scrapes_and_has_every_alert(
     start_server, tmp_path, unused_ports, wait_until
 ):
@@ -33,17 +37,13 @@ def test_the_prometheus_of_compose_scrapes_and_has_every_alert(
     (port,) = unused_ports(1)
     with LivePrometheus(tmp_path, port, options=options) as prometheus:
         wait_until(lambda: prometheus.ask('up{job="fivecrop"} == 1'), "scraped", 120)
-        rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
         wait_until(
-            lambda: all(
-                rule["health"] == "ok"
-                for group in prometheus.get("rules")["groups"]
-                for rule in group["rules"]
-            ),
+            lambda: all(rule["health"] == "ok" for rule in read_rules(prometheus)),
             "every rule was evaluated",
             180,
         )
         assert not prometheus.firing()
+        rules = read_rules(prometheus)
     alerts = {rule["name"] for rule in rules if rule["type"] == "alerting"}
     written = yaml.safe_load((ROOT / "compose/alerts.yml").read_text())["groups"]
     assert alerts == {
