@@ -73,10 +73,6 @@ def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:
     environment.setdefault("BENTOML_HOME", str(scratch.absolute() / "bentoml"))
     # NumPy's BLAS is not used for anything here, yet would start a thread for each core.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Pixels of large images go back to the system. glibc would learn from the first one to keep
-    # them, and does for each thread that ever decoded one.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 20))
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(32 << 20))
     return environment
 
 

@@ -29,6 +29,7 @@ from service.http_host import prepare_host
 from service.http_results import answer_single
 from service.live_workers import WorkersCollector, count_started_workers, list_live_workers
 from service.log import configure_log, toggle_debug
+from service.memory import give_back_large_blocks
 from service.metrics import Metrics
 from service.processes import ProcessesCollector, this_process
 from service.repository_watch import RepositoryWatch
@@ -76,6 +77,7 @@ class Worker:
             StartError: A file of settings or a model is damaged, or gRPC cannot listen.
         """
         configure_log(settings.log_level, settings.log_format)
+        give_back_large_blocks()
         control = AccessControl(None if settings.api_keys is None else KeyFile(settings.api_keys))
         metrics = _build_metrics(settings)
         tracing = _start_tracing(settings)
