@@ -1,17 +1,21 @@
-"""The targets that the results are held against; a benchmark reports them and asserts none.
+"""The targets that results are held against, those of an overload included.
 
-They are those of the spine issue: efficiency and ratios at concurrency 8 and 32, within one run.
+Of `benchmarks.run`: efficiency and ratios at concurrency 8 and 32, within one run.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 BUSY = (8, 32)
 FLATNESS = 1.05
+# Goodput under so many times the peak, as a share of the peak.
+GOODPUT = {2.0: 0.9, 10.0: 0.8}
+REJECT_P99_MS = 50.0
+RECOVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,45 @@ def check_targets(results: dict[str, Any]) -> list[Target]:
         *_check_start(results["starts"], 4.0),
         *_check_memory(results["memory"], 400.0),
     ]
+
+
+def check_overload(parts: Sequence[dict[str, Any]]) -> list[Target]:
+    """Returns each target for which the rounds of one server hold figures; medians count."""
+    return [
+        target
+        for factor in sorted({part["factor"] for part in parts})
+        for target in _check_factor([one for one in parts if one["factor"] == factor], factor)
+    ]
+
+
+def _check_factor(parts: Sequence[dict[str, Any]], factor: float) -> Iterable[Target]:
+    def median(column: str) -> float:
+        return statistics.median(part[column] for part in parts)
+
+    if factor in GOODPUT:
+        value = median("goodput_ratio")
+        yield Target(
+            name=f"goodput over the peak, {factor:g} times offered",
+            wanted=f">= {GOODPUT[factor]:.2f}",
+            measured=f"{value:.2f}",
+            is_met=value >= GOODPUT[factor],
+        )
+    # A median over rounds in which nothing was refused would be a target met by nothing.
+    if all(part["rejects"] for part in parts):
+        value = median("reject_p99_ms")
+        yield Target(
+            name=f"p99 of rejects, {factor:g} times offered",
+            wanted=f"<= {REJECT_P99_MS:g} ms",
+            measured=f"{value:.1f} ms",
+            is_met=value <= REJECT_P99_MS,
+        )
+    value = median("recovery_s")
+    yield Target(
+        name=f"recovery after {factor:g} times",
+        wanted=f"<= {RECOVERY_S:g} s",
+        measured=f"{value:.1f} s",
+        is_met=value <= RECOVERY_S,
+    )
 
 
 def _median(
