@@ -300,17 +300,29 @@ class TinyModel:
     """A model of three classes, red, green and blue: the share of each channel in the pixels.
 
     Everything around it is real: decoding, limits, queue, batches, postprocessing. Clearing `gate`
-    holds its batches back.
+    holds its batches back, and `together` says how many views each of them waits for.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, tracing=None, **facts: object):
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        tracing=None,
+        together: int = 1,
+        **facts: object,
+    ):
         self.batches: list[int] = []
         self.waiting = 0
         self.gate = threading.Event()
         self.gate.set()
         manifest = _tiny_manifest(**facts)
         lane = Lane(
-            name="tiny@1", run=self.run, max_batch_views=16, good_batch_views=1, max_delay_s=0
+            name="tiny@1",
+            run=self.run,
+            max_batch_views=16,
+            good_batch_views=together,
+            max_delay_s=60 if together > 1 else 0,
         )
         model = Model(
             bundle=Bundle(folder=Path(), manifest=manifest, digest="0" * 64),
@@ -357,14 +369,14 @@ def make_png():
 
 @pytest.fixture
 async def make_tiny_model(metrics):
-    """Returns a function from settings, and facts of the manifest, to a `TinyModel`.
+    """Returns a function from settings, and options of a `TinyModel`, to one.
 
     It is closed after the test.
     """
     made: list[TinyModel] = []
 
-    def make(settings: Settings, *, tracing=None, **facts: object) -> TinyModel:
-        made.append(TinyModel(settings, metrics, tracing=tracing, **facts))
+    def make(settings: Settings, **options: object) -> TinyModel:
+        made.append(TinyModel(settings, metrics, **options))
         return made[-1]
 
     yield make
