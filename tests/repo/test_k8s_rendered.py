@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ SERVED_BY = "serving.kserve.io/inferenceservice"
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl")
 
 
-@cache
 def build(folder):
     built = subprocess.run(
         ["kubectl", "kustomize", folder], capture_output=True, check=False, text=True
@@ -29,20 +27,21 @@ def build(folder):
     return list(yaml.safe_load_all(built.stdout))
 
 
-@pytest.fixture(params=[*FOLDERS, *(f"components/{name}" for name in COMPONENTS)])
-def objects(request, tmp_path):
+@pytest.fixture(scope="module", params=[*FOLDERS, *(f"components/{name}" for name in COMPONENTS)])
+def objects(request, tmp_path_factory):
     """The objects of an overlay or a job, or of the base with a component."""
     if not request.param.startswith("components/"):
         return build(K8S / request.param)
-    there = Path(os.path.relpath(K8S, tmp_path.resolve()))
+    folder = tmp_path_factory.mktemp("overlay").resolve()
+    there = Path(os.path.relpath(K8S, folder))
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [str(there / "base")],
         "components": [str(there / request.param)],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return build(tmp_path)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return build(folder)
 
 
 def list_pods(objects):
