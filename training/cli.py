@@ -52,8 +52,10 @@ _json_option = click.option("--json", "is_json", is_flag=True, help="Print one J
     "--processes",
     type=click.IntRange(1),
     default=1,
-    help="That share each batch; one for each GPU.",
+    help="That share each batch; one for each GPU of this machine.",
 )
+@click.option("--machines", type=click.IntRange(1), default=1, help="That run this very command.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where the machines meet: on one of them.")
 @click.option(
     "--log-to",
     type=click.Choice(["tensorboard", "mlflow"]),
@@ -70,6 +72,8 @@ def train(
     resume: bool,
     device: Literal["auto", "cpu", "cuda"],
     processes: int,
+    machines: int,
+    rendezvous: str | None,
     log_to: tuple[LoggerName, ...],
     quiet: bool,
     is_json: bool,
@@ -81,8 +85,10 @@ def train(
     resolved = load_recipe(recipe, (*overrides, *seeded))
     from training.processes import is_first, is_in_team, run_in_processes
 
-    if processes > 1 and not is_in_team():
-        sys.exit(run_in_processes(processes))
+    if (machines > 1) != (rendezvous is not None):
+        raise click.UsageError("--machines and --rendezvous go together")
+    if processes * machines > 1 and not is_in_team():
+        sys.exit(run_in_processes(processes, machines, rendezvous))
     from training.run_loggers import open_loggers
     from training.train import default_run_dir
     from training.train import train as train_recipe

@@ -22,14 +22,22 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_in_processes(count: int) -> int:
+def run_in_processes(count: int, machines: int = 1, rendezvous: str | None = None) -> int:
     """Run the command line of this process in `count` of them; return the first failed one's code.
 
     torchrun itself makes 1 of every exit code, so whoever waits for it cannot tell a wrong recipe,
     which no second try mends, from a machine that went away.
+
+    Args:
+        count: Processes on this machine.
+        machines: How many run this same command.
+        rendezvous: HOST:PORT of one of them, where they meet; None for one that is alone.
     """
     launch: Any = torchrun  # which has no types
-    arguments = launch.parse_args(["--standalone", f"--nproc-per-node={count}", *sys.argv])
+    where = ["--standalone"]
+    if rendezvous is not None:
+        where = [f"--nnodes={machines}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}"]
+    arguments = launch.parse_args([*where, f"--nproc-per-node={count}", *sys.argv])
     try:
         launch.run(arguments)
     except ChildFailedError as error:

@@ -36,14 +36,41 @@ def finish(command):
     return done.stdout
 
 
-def in_two_processes(run_dir, *overrides):
+def as_in_the_guide(pattern, run_dir, *overrides):
     """The line of the guide, which says what is run here."""
     (line,) = re.findall(
-        r"^\.venv/bin/.* --processes 2$", (ROOT / "docs/train.md").read_text(), re.M
+        rf"^\.venv/bin/.* --{pattern}$", (ROOT / "docs/train.md").read_text(), re.M
     )
     program, *training = line.replace(".venv/bin", str(BIN)).split()
     assert training[:2] == ["train", str(RECIPE.relative_to(ROOT))]
     return [program, *training, *arguments(run_dir, *overrides)[2:]]
+
+
+def in_two_processes(run_dir, *overrides):
+    return as_in_the_guide("processes 2", run_dir, *overrides)
+
+
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def on_two_machines(run_dir, *overrides):
+    """What each of them ends with; both are this one, which looks the same to them."""
+    command = as_in_the_guide("machines 2 --rendezvous HOST:29500", run_dir, *overrides)
+    here = f"127.0.0.1:{find_free_port()}"
+    command = [here if word == "HOST:29500" else word for word in command]
+    machines = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    told = [machine.communicate() for machine in machines]
+    return [
+        (machine.returncode, out, err) for machine, (out, err) in zip(machines, told, strict=True)
+    ]
 
 
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
@@ -65,6 +92,22 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     assert [record["train_loss"] for record in first] == pytest.approx(
         [record["train_loss"] for record in second], rel=1e-4
     )
+
+
+def test_two_machines_learn_what_one_learns_from_the_whole_batch(tmp_path):
+    finish([BIN / "fivecrop", *arguments(tmp_path / "one")])
+    ended = on_two_machines(tmp_path / "two")
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    # One of them speaks for both.
+    assert "".join(out for _, out, _ in ended) == f"{tmp_path / 'two'}\n"
+    one, two = (load_weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 5e-4
+
+
+def test_what_no_second_try_mends_ends_each_machine_with_2(tmp_path):
+    ended = on_two_machines(tmp_path / "run", 'model.architecture="seed:none"')
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    assert all("fivecrop: error: " in err for _, _, err in ended)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +172,7 @@ dist.destroy_process_group()
 
 def test_synchronised_batch_normalisation_gives_the_gradient_of_the_whole_batch(tmp_path):
     (tmp_path / "halves.py").write_text(HALVES)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={port}"]
+    launch = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={find_free_port()}"]
     synchronised, apart = map(float, finish([*launch, tmp_path / "halves.py"]).split())
     assert synchronised < 1e-5
     # Each process's own half has other statistics.
