@@ -195,6 +195,43 @@ def test_expressions_of_the_dashboard_are_valid(promtool, tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
+def read_scaling_queries():
+    """What KEDA asks, and what prometheus-adapter makes of its rule for two pods."""
+    components = ROOT / "k8s/components"
+    scaled = yaml.safe_load((components / "keda/scaled-object.yaml").read_text())
+    (trigger,) = scaled["spec"]["triggers"]
+    text = (components / "hpa-queue/prometheus-adapter-rule.yaml").read_text()
+    (rule,) = yaml.safe_load(text)["rules"]
+    adapted = rule["metricsQuery"]
+    for name, value in (
+        ("Series", rule["name"]["as"]),
+        ("LabelMatchers", 'namespace="fivecrop",pod=~"a|b"'),
+        ("GroupBy", "pod"),
+    ):
+        adapted = adapted.replace(f"<<.{name}>>", value)
+    return trigger["metadata"]["query"], adapted
+
+
+def test_autoscalers_see_the_most_that_waited_within_a_minute(promtool, tmp_path):
+    def waiting(pod, values, namespace="fivecrop"):
+        name = f'fivecrop_queue_views{{namespace="{namespace}",pod="{pod}"}}'
+        return {"series": name, "values": values}
+
+    series = [waiting("a", "0 9 40 2"), waiting("b", "0 0 1 3"), waiting("c", "99x3", "other")]
+    by_pod = [{"labels": '{pod="a"}', "value": 40}, {"labels": '{pod="b"}', "value": 3}]
+    keda, adapter = read_scaling_queries()
+    asked = [
+        {"expr": keda, "eval_time": "45s", "exp_samples": [{"labels": "{}", "value": 43}]},
+        {"expr": adapter, "eval_time": "45s", "exp_samples": by_pod},
+    ]
+    test = {"interval": "15s", "input_series": series, "promql_expr_test": asked}
+    (tmp_path / "test.yaml").write_text(
+        yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]})
+    )
+    told = promtool("test", "rules", "test.yaml")
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
 @pytest.fixture
 def assert_fires(promtool, tmp_path):
     def check(alert, when, samples, fires):
