@@ -31,6 +31,7 @@ from training.data import load_digits_images, split_stratified
 
 pytestmark = pytest.mark.e2e
 
+ROOT = Path(__file__).parents[2]
 NAME = "digits-linear"
 logger = logging.getLogger(__name__)
 
@@ -232,18 +233,9 @@ def test_worker_that_cannot_start_again(start_server, growing_repository, watch,
     fires(prometheus, "FivecropWorkersMissing")
 
 
-def test_gpu_that_is_not_used(start_server, watch, fires, tmp_path):
+def test_gpu_that_is_not_used(start_server, watch, fires):
     """The driver is a stand-in; the model that falls back to the CPU does so by itself."""
-    (tmp_path / "pynvml.py").write_text(
-        "from types import SimpleNamespace\n"
-        "class NVMLError(Exception): pass\n"
-        "def nvmlInit(): pass\n"
-        "def nvmlDeviceGetCount(): return 1\n"
-        "def nvmlDeviceGetHandleByIndex(index): return index\n"
-        "def nvmlDeviceGetUtilizationRates(handle): return SimpleNamespace(gpu=0)\n"
-        "def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(used=0, total=80 << 30)\n"
-    )
-    environment = {"PYTHONPATH": str(tmp_path)}
+    environment = {"PYTHONPATH": str(ROOT / "tests/tables/gpu_stand_in")}
     server = start_server(provider="cuda", environment=environment).wait_ready()
     fires(watch(server.http_port), "FivecropOnCpu")
 
