@@ -38,8 +38,8 @@ def _make_serve() -> click.Command:
 
 def _make_option(name: str, field: FieldInfo) -> click.Option:
     """Returns the option of one setting; its value is checked where all settings are."""
-    choices = _read_choices(field.annotation)
     help_text = field.description or ""
+    metavar = _read_metavar(field.annotation, help_text)
     if field.default not in (None, ()):
         default = field.default
         shown = ",".join(default) if isinstance(default, tuple) else str(default).lower()
@@ -48,16 +48,17 @@ def _make_option(name: str, field: FieldInfo) -> click.Option:
     if field.annotation is bool:
         return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=help_text)
     names = [f"--{flag}", "--model"] if name == "models" else [f"--{flag}"]
-    return click.Option([*names, name], metavar=choices, help=help_text)
+    return click.Option([*names, name], metavar=metavar, help=help_text)
 
 
-def _read_choices(annotation: object) -> str:
+def _read_metavar(annotation: object, description: str) -> str:
     options = typing.get_args(annotation) or (annotation,)
     for option in options:
         if isinstance(option, EnumType):
             members: list[Enum] = list(option)
             return "|".join(member.value for member in members)
-    for kind, metavar in ((Path, "FOLDER"), (int, "N"), (float, "X")):
+    path = "FOLDER" if description.startswith("Folder ") else "FILE"
+    for kind, metavar in ((Path, path), (int, "N"), (float, "X")):
         if kind in options:
             return metavar
     return "TEXT"

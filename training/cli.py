@@ -146,7 +146,7 @@ def find_lr(
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As model.norm=none.")
 @_json_option
-def probe(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
+def activations(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None:
     """Show the variance and the dead ReLUs of each layer of RECIPE before its first step."""
     import tempfile
 

@@ -228,9 +228,18 @@ def test_error_with_line_breaks_is_still_one_line(run, add_plugin):
     assert run("bake").stderr == "fivecrop: error: first second\n"
 
 
-def test_every_registered_command_is_there(run):
-    for name, plugin in command_group._find_plugins().items():
-        assert isinstance(plugin.load(), click.Command), name
+def test_every_registered_command_can_be_called():
+    plugins = command_group._find_plugins()
+    assert len(plugins) > 10
+    for name, plugin in plugins.items():
+        # A command of the service under the same name would hide it.
+        assert main.get_command(click.Context(main), name) is plugin.load(), name
+
+
+def test_help_tells_files_from_folders(run):
+    told = run("serve", "--help").stdout
+    assert "--api-keys FILE " in told
+    assert "--model-cache FOLDER " in told
 
 
 class FakeService:

@@ -5,7 +5,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from training.cli import probe
+from training.cli import activations
 from training.models.initialise import initialise
 from training.models.registry import build_model
 from training.probe import ReluWatch, describe_probe, probe_layers
@@ -68,10 +68,10 @@ def test_the_command_shows_how_a_recipe_begins():
     digits = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
     overrides = ("model.architecture=timm:test_resnet", "train.cpu_threads=1")
     sets = [part for one in overrides for part in ("--set", one)]
-    done = CliRunner().invoke(probe, [str(digits), *sets, "--json"])
+    done = CliRunner().invoke(activations, [str(digits), *sets, "--json"])
     assert done.exit_code == 0, done.output
     layers = json.loads(done.stdout)
     assert layers[0]["kind"] == "Conv2d"
     assert any(one["dead_share"] is not None for one in layers)
-    table = CliRunner().invoke(probe, [str(digits), *sets]).stdout
+    table = CliRunner().invoke(activations, [str(digits), *sets]).stdout
     assert len(table.splitlines()) == len(layers) + 1
