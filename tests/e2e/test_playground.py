@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,34 @@ def test_a_dropped_photograph_gets_its_label_and_nothing_is_complained_about(vis
     assert one.complaints == []
 
 
+def test_the_answer_shows_scores_as_bars_how_far_to_trust_them_and_where_the_time_went(visit):
+    one = visit()
+    one.drop(plane__jpeg=read("0.jpeg"))
+    one.wait_answered()
+    thumbnail = one.page.locator("#list .thumbnail")
+    assert thumbnail.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
+    for bars, count in (("#list .row", 3), ("#answer", 5)):
+        drawn = one.page.locator(f"{bars} .prediction").evaluate_all(
+            """(rows) => rows.map((row) => [
+                 row.querySelector(".score").textContent,
+                 100 * row.querySelector(".fill").clientWidth
+                   / row.querySelector(".track").clientWidth])"""
+        )
+        assert len(drawn) == count
+        for score, width in drawn:
+            assert float(score.split()[0]) == pytest.approx(width, abs=2)
+    expect(one.page.locator("#answer .verdict")).to_contain_text(
+        re.compile(r"Calibrated.* above 71\.6 %, were right 95\.3 % of the time")
+    )
+    told = one.page.locator(".timings").inner_text().split("\n")
+    spent = {
+        name.strip(): float(value.split()[0]) for name, value in pairwise(told) if "ms" in value
+    }
+    assert list(spent) == ["decode", "queue", "infer", "other", "round trip"]
+    assert spent["decode"] > 0
+    assert spent["infer"] > 0
+
+
 def test_what_is_dropped_before_the_page_knows_its_server_is_answered_then(visit):
     one = visit()
     held = []
@@ -293,6 +322,28 @@ def test_the_strip_shows_what_happens(visit, bundled):
     bundled.classify(read("0.jpeg"))
     expect(rate).to_contain_text(re.compile(r"0\.[1-9] images/s"))
     expect(latency).to_contain_text(re.compile(r"\d ms"))
+    expect(one.page.locator("#pulse-batch")).to_contain_text("1.0 views")
+    expect(one.page.locator("#pulse-queue")).to_contain_text("0 views")
+
+
+def test_a_camera_that_is_refused_says_so(visit):
+    one = visit(permissions=[])
+    one.page.click("#open-camera")
+    expect(one.page.locator("#camera-problem")).to_contain_text(re.compile("camera", re.I))
+    one.page.keyboard.press("Escape")
+    expect(one.page.locator("#camera-dialog")).to_be_hidden()
+
+
+def test_the_code_it_shows_is_copied(visit):
+    one = visit(permissions=["clipboard-read", "clipboard-write"])
+    one.drop(plane__jpeg=read("0.jpeg"))
+    one.wait_answered()
+    one.page.locator("#answer .segments").get_by_text("Python", exact=True).click()
+    one.page.get_by_role("button", name="Copy").click()
+    expect(one.page.get_by_role("button", name="Copied")).to_be_visible()
+    copied = one.page.evaluate("navigator.clipboard.readText()")
+    assert copied == one.page.locator("#snippet").inner_text()
+    assert "urllib" in copied
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "gRPC", "JavaScript"])
