@@ -57,29 +57,42 @@ def test_drain_under_load_fails_no_request(start_container, traffic, podman):
     assert "Traceback" not in container.log
 
 
-@pytest.mark.parametrize("index", [0, 3])
-def test_container_scores_as_the_job_does(run_once, scoring_image, photograph, tmp_path, index):
-    """k8s/jobs/scoring, twice: as it starts, and as one that was started again."""
+@pytest.fixture
+def score_as(run_once, scoring_image, photograph, tmp_path):
+    """The rows that a job's own script writes, run twice: as one that was started again, too."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(8):
         (images / f"{number}.jpeg").write_bytes(photograph)
+
+    def score(container, out, **environment):
+        (script,) = container["args"]
+        options = ["--tmpfs", "/scores:mode=1777", "--volume", f"{images}:/images:ro"]
+        for name, value in environment.items():
+            options += ["--env", f"{name}={value}"]
+        read = f"import pyarrow.dataset as d; print(d.dataset('{out}').to_table().to_pylist())"
+        once = f"({script})"
+        told = run_once(f'{once}\n{once}\npython -c "{read}"', *options, image=scoring_image)
+        rows = ast.literal_eval(told)
+        assert {row["label"] for row in rows} == {"airplane"}
+        return [Path(row["path"]).stem for row in rows]
+
+    return score
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_container_scores_as_the_job_does(score_as, index):
     job = yaml.safe_load((ROOT / "k8s/jobs/scoring/job.yaml").read_text())
-    (script,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    options = ["--tmpfs", "/scores:mode=1777", "--volume", f"{images}:/images:ro"]
-    once = f"({script})"
-    read = (
-        f"import pyarrow.dataset as d; print(d.dataset('/scores/{index}').to_table().to_pylist())"
-    )
-    told = run_once(
-        f'{once}\n{once}\npython -c "{read}"',
-        *options,
-        *("--env", f"JOB_COMPLETION_INDEX={index}"),
-        image=scoring_image,
-    )
-    rows = ast.literal_eval(told)
-    assert [Path(row["path"]).name for row in rows] == [f"{index}.jpeg", f"{index + 4}.jpeg"]
-    assert {row["label"] for row in rows} == {"airplane"}
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    scored = score_as(container, f"/scores/{index}", JOB_COMPLETION_INDEX=index)
+    assert scored == [str(index), str(index + 4)]
+
+
+def test_container_scores_as_the_job_of_each_night_does(score_as):
+    job = yaml.safe_load((ROOT / "k8s/jobs/scoring/cron-job.yaml").read_text())
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    scored = score_as(container, "/scores/night-1", JOB_NAME="night-1")
+    assert scored == [str(number) for number in range(8)]
 
 
 @pytest.fixture
