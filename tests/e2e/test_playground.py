@@ -280,14 +280,20 @@ def test_of_several_views_the_one_that_the_evidence_is_about_comes_first(visit):
         assert one.page.get_attribute("#list .thumbnail", "src") == thumbnail
 
 
-def test_an_unsure_answer_says_that_it_abstains(visit):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_unsure_answer_says_that_it_abstains(visit, width):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
-    one = visit()
-    one.drop(noise__png=file.getvalue())
+    one = visit(viewport=dict(zip(("width", "height"), WIDTHS[width], strict=True)))
+    one.drop(**{"a_name_as_long_as_that_of_a_photograph_of_a_telephone__png": file.getvalue()})
     expect(one.page.locator("#answer .abstained")).to_contain_text("under 71.6 %")
     expect(one.page.locator("#list .tag")).to_have_text("abstained")
+    # Neither cut off nor pushed out by the name.
+    tag, text = (one.page.locator(f"#list {part}").bounding_box() for part in (".tag", ".row-text"))
+    assert text["x"] < tag["x"]
+    assert tag["x"] + tag["width"] <= text["x"] + text["width"] + 1
+    assert one.page.locator("#list .tag").evaluate("(tag) => tag.scrollWidth <= tag.clientWidth")
 
 
 def test_images_are_pasted(visit):

@@ -116,7 +116,7 @@ function drawRow(item) {
   picture.addEventListener("error", () => { picture.hidden = true; }, { once: true });
   item.row.replaceChildren(picture,
     make("span", { className: "row-text" },
-      make("span", { className: "row-name" }, item.file.name,
+      make("span", { className: "row-name" }, make("span", {}, item.file.name),
         item.answer?.abstained ? make("span", { className: "tag" }, "abstained") : null),
       state));
 }
