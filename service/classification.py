@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -138,6 +139,11 @@ class Classification:
     timings: Timings
     members: tuple[MemberAnswer, ...] = ()
     view_pngs: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
+
+
+def find_slowest(answers: Iterable[Classification]) -> Classification:
+    """Returns the answer that the others of its request were not waited for any longer."""
+    return max(answers, key=lambda one: one.timings.total_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,10 +71,17 @@ def decode_request(request: messages.ModelInferRequest, timeout_ms: float | None
 
 def encode_response(response: InferResponse) -> messages.ModelInferResponse:
     """Returns the message; its outputs are raw bytes, as Triton sends them."""
+    work = response.describe_work()
     return messages.ModelInferResponse(
         model_name=response.model,
         model_version=str(response.version),
         id=response.id,
+        parameters={
+            name: messages.InferParameter(int64_param=value)
+            if isinstance(value, int)
+            else messages.InferParameter(double_param=value)
+            for name, value in work.items()
+        },
         outputs=[
             messages.ModelInferResponse.InferOutputTensor(
                 name=tensor.name, datatype=tensor.datatype, shape=tensor.shape

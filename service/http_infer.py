@@ -11,10 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Never
 
+from service.classification import find_slowest
 from service.errors import ErrorCode, RequestError
 from service.http_answer import Answer, encode_json
 from service.http_body import decode_base64
 from service.http_json import load_json
+from service.http_results import server_timing
 from service.open_inference_messages import (
     Content,
     InferRequest,
@@ -82,17 +84,19 @@ def answer_infer(response: InferResponse) -> Answer:
     document: Document = {
         "model_name": response.model,
         "model_version": str(response.version),
+        "parameters": response.describe_work(),
         "outputs": outputs,
     }
     if response.id:
         document["id"] = response.id
     head = encode_json(document)
+    timing = server_timing(find_slowest(response.results).timings)
     if not blobs:
-        return Answer(body=head, results=response.results)
+        return Answer(body=head, headers=(timing,), results=response.results)
     return Answer(
         body=b"".join((head, *blobs)),
         media_type=b"application/octet-stream",
-        headers=((HEADER_LENGTH, b"%d" % len(head)),),
+        headers=((HEADER_LENGTH, b"%d" % len(head)), timing),
         results=response.results,
     )
 

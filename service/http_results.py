@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from service import http_schema
 from service.bundle.manifest import DecisionReference
 from service.bundle.postprocess import Prediction
+from service.classification import find_slowest
 from service.classifier import Classification, ModelDescription, Timings
 from service.errors import ErrorCode, RequestError
 from service.http_answer import STATUS, Answer, encode_json
@@ -182,6 +183,19 @@ def _tell_item(
             "error": {"code": result.code, "detail": result.detail},
         }
     return {"item": item, "status": 200, **_tell(result)}
+
+
+def describe_work(results: Sequence[Classification]) -> tuple[tuple[bytes, bytes], ...]:
+    """Returns the headers for what the forms of other servers have no place for.
+
+    They tell who answered, in which batch and where the time went; of several images, the slowest.
+    """
+    slowest = find_slowest(results)
+    return (
+        server_timing(slowest.timings),
+        (b"x-model", f"{slowest.model}@{slowest.version}".encode()),
+        (b"x-batch-views", b"%d" % slowest.batch_views),
+    )
 
 
 def server_timing(timings: Timings) -> tuple[bytes, bytes]:

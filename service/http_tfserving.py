@@ -23,6 +23,7 @@ from service.http_edge import Endpoint, Handler
 from service.http_json import parse_json
 from service.http_multipart import wrong_count
 from service.http_options import refuse_query
+from service.http_results import describe_work
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -77,7 +78,8 @@ class TfServing:
         options = read_path_options(scope)
         answers = await self._images.classify(scope, receive, options, _take_images)
         document = {"predictions": [_tell(answer) for answer in answers]}
-        return Answer(body=encode_json(document), results=answers)
+        headers = describe_work(answers)
+        return Answer(body=encode_json(document), headers=headers, results=answers)
 
 
 def _tell_state(model: ModelDescription) -> dict[str, object]:

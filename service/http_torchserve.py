@@ -14,6 +14,7 @@ from service.http_answer import Answer, encode_json
 from service.http_drop_in import DropIn, read_path_options
 from service.http_edge import Endpoint, Handler
 from service.http_multipart import parse_multipart
+from service.http_results import describe_work
 from service.metrics import Metrics
 from service.settings import Settings
 from service.url_guard import refuse_url
@@ -55,7 +56,8 @@ class TorchServe:
         for one in answer.predictions:
             # Labels may repeat (ImageNet has two cranes); of each the better score stays.
             scores.setdefault(one.label, one.score)
-        return Answer(body=encode_json(scores), results=(answer,))
+        headers = describe_work((answer,))
+        return Answer(body=encode_json(scores), headers=headers, results=(answer,))
 
 
 def _take_image(content_type: bytes, body: bytes, max_images: int) -> list[bytes]:  # noqa: ARG001

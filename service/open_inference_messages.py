@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.classifier import Classification
+from service.classification import Classification, find_slowest
 from service.priority import Priority
 
 # Row-major little-endian bytes, or the elements themselves: flat, or nested as the shape says.
@@ -100,7 +100,19 @@ class InferResponse:
     version: int
     id: str
     outputs: tuple[OutputTensor, ...]
-    results: Sequence[Classification] = ()
+    results: Sequence[Classification]
+
+    def describe_work(self) -> dict[str, float]:
+        """Returns how the slowest image was answered, for the answer's parameters."""
+        slowest = find_slowest(self.results)
+        timings = slowest.timings
+        return {
+            "batch_views": slowest.batch_views,
+            "decode_ms": round(timings.decode_s * 1000, 3),
+            "queue_ms": round(timings.queue_s * 1000, 3),
+            "infer_ms": round(timings.infer_s * 1000, 3),
+            "total_ms": round(timings.total_s * 1000, 3),
+        }
 
 
 def pack_elements(elements: Sequence[bytes]) -> bytes:

@@ -98,6 +98,21 @@ async def test_our_own_description_of_a_model_stays_unless_tensorflow_serving_is
             assert (await client.get("/v1/models")).json()["models"][0]["digest"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predictions/toy", b"img"),
+        ("/v1/models/toy:predict", json.dumps({"instances": [encode(b"img")]})),
+    ],
+)
+async def test_who_answered_and_where_the_time_went_is_in_the_headers(client, path, body):
+    headers = (await client.post(path, content=body)).headers
+    assert (headers["x-model"], headers["x-batch-views"]) == ("toy@3", "1")
+    assert headers["server-timing"] == (
+        "decode;dur=1.000, queue;dur=2.000, infer;dur=3.000, total;dur=6.500"
+    )
+
+
 # ---- TorchServe ----
 
 

@@ -9,8 +9,13 @@ import time
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from service.classifier import Options
 from service.errors import ErrorCode, RequestError, StartError
@@ -357,6 +362,27 @@ async def test_reflection_tells_what_is_served(served):
     file = descriptor_pb2.FileDescriptorProto.FromString(files[0])
     methods = {method.name for method in file.service[0].method}
     assert methods == {"Classify", "ClassifyStream", "Explain", "Models"}
+
+
+async def test_a_client_without_our_files_asks_by_what_reflection_tells_it(served):
+    """The reflection client of grpcio, which builds its messages from the answers."""
+
+    def ask():
+        with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            told = ProtoReflectionDescriptorDatabase(channel)
+            pool = DescriptorPool(told)
+            method = pool.FindServiceByName(SERVICE_NAME).methods_by_name["Classify"]
+            request = GetMessageClass(method.input_type)(image=b"img", top_k=1)
+            call = channel.unary_unary(
+                f"/{SERVICE_NAME}/{method.name}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=GetMessageClass(method.output_type).FromString,
+            )
+            return told.get_services(), call(request, timeout=PATIENCE_S)
+
+    services, answer = await asyncio.to_thread(ask)
+    assert "inference.GRPCInferenceService" in services
+    assert (answer.model, answer.predictions[0].label) == ("toy", "cát")
 
 
 # ---- ports ----

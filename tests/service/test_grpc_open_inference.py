@@ -122,12 +122,17 @@ async def test_reflection_describes_the_service(served):
 
 # ---- ModelInfer ----
 
+TIMINGS = {"decode_ms": 1, "queue_ms": 2, "infer_ms": 3, "total_ms": 6.5}
+
 
 async def test_raw_contents_are_classified(stub, stub_classifier):
     answer = await stub.ModelInfer(ask(b"one", b"two!", id="7", model_version="3"))
     assert [image for image, _ in stub_classifier.calls] == [b"one", b"two!"]
     assert stub_classifier.calls[0][1] == Options(model="toy@3", top_k=1)
     assert (answer.model_name, answer.model_version, answer.id) == ("toy", "3", "7")
+    assert answer.parameters["batch_views"].int64_param == 1
+    told = {name: answer.parameters[name].double_param for name in TIMINGS}
+    assert told == TIMINGS
     (output,) = answer.outputs
     assert (output.name, output.datatype, output.shape) == ("probabilities", "FP32", [2, 3])
     values = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(2, 3)

@@ -158,6 +158,13 @@ async def test_binary_in_and_binary_out(http_client, stub_classifier):
         "model_name": "toy",
         "model_version": "3",
         "id": "né 1",
+        "parameters": {
+            "batch_views": 1,
+            "decode_ms": 1.0,
+            "queue_ms": 2.0,
+            "infer_ms": 3.0,
+            "total_ms": 6.5,
+        },
         "outputs": [
             {
                 "name": "probabilities",
@@ -167,6 +174,7 @@ async def test_binary_in_and_binary_out(http_client, stub_classifier):
             }
         ],
     }
+    assert response.headers["server-timing"].startswith("decode;dur=1.000, queue;dur=2.000, ")
     assert response.headers["content-type"] == "application/octet-stream"
     expected = np.array([[0.25, 0, 0.75]] * 2, "<f4")
     np.testing.assert_array_equal(
@@ -184,6 +192,7 @@ async def test_json_in_and_json_out(http_client, stub_classifier, nested):
     answer, raw = read_answer(response)
     assert raw == {}
     assert response.headers["content-type"] == "application/json"
+    assert "total;dur=6.500" in response.headers["server-timing"]
     assert "id" not in answer
     assert answer["outputs"][0]["data"] == [0.25, 0.0, 0.75] * 2
     assert [image for image, _ in stub_classifier.calls] == [b"one", b"two"]
