@@ -109,9 +109,10 @@ class Calls:
 
     async def measure(self, call: Call, work: Awaitable[T]) -> T:
         """Returns what `work` does; counts and traces it."""
-        if self._tracing is None:
+        span = None if self._tracing is None else self._tracing.begin(call.trace_headers())
+        if span is None:
             return await self._account(call, work, None)
-        with self._tracing.serve(call.trace_headers()) as told:
+        with span as told:
             return await self._account(call, work, told)
 
     async def _account(self, call: Call, work: Awaitable[T], told: RequestTrace | None) -> T:

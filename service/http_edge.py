@@ -167,12 +167,14 @@ class HttpEdge:
             INTAKE: self._intake,
         }
         request_id = scope[REQUEST_ID] = take_request_id(self._read_identity(scope))
-        trace_id = None
+        trace_id = span = None
         # A GET here is a probe, a scrape or somebody looking around.
-        if self._tracing is None or scope["method"] == "GET":
+        if self._tracing is not None and scope["method"] != "GET":
+            span = self._tracing.begin(_read_trace_headers(scope))
+        if span is None:
             answer, code = await self._answer(scope, receive)
         else:
-            with self._tracing.serve(_read_trace_headers(scope)) as told:
+            with span as told:
                 answer, code = await self._answer(scope, receive)
                 _tell_trace(told, scope, answer, code)
             trace_id = told.trace_id

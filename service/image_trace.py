@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def trace_image(tracing: Tracing, job: Job, result: Classification, resumed_at: float) -> None:
     """Adds the spans of an image that was answered."""
+    if tracing.current_trace_id() is None:
+        return
     timings = result.timings
     decoding_at = job.ready_at - job.decode_s
     ran_at = job.admitted_at + job.decode_s + timings.queue_s

@@ -7,10 +7,11 @@ added to what the threads do.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +21,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 # For the last spans of a server that ends; one whose collector is away must end in time too.
@@ -33,13 +34,13 @@ class RequestTrace:
     """The trace that a request belongs to, and what its span is to say at the end.
 
     Attributes:
-        trace_id: 32 hexadecimal digits; None when this request is not sampled.
+        trace_id: 32 hexadecimal digits.
         name: Of the span.
         attributes: Of the span.
         is_failed: Whether the server, not the client, is to blame for the outcome.
     """
 
-    trace_id: str | None
+    trace_id: str
     name: str = ""
     attributes: dict[str, str | int] = field(default_factory=dict)
     is_failed: bool = False
@@ -57,7 +58,7 @@ class Tracing:
         """
         resource = Resource.create({"service.name": "fivecrop"})
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
+            sampler=ALWAYS_ON,  # `begin` has sampled
             # What an operator says in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES comes last.
             resource=resource.merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
@@ -65,6 +66,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("fivecrop")
         self._propagator = TraceContextTextMapPropagator()
+        self._sample_ratio = sample_ratio
 
     @classmethod
     def to_collector(cls, endpoint: str, *, sample_ratio: float) -> Tracing:
@@ -74,14 +76,24 @@ class Tracing:
             url += "/v1/traces"
         return cls(OTLPSpanExporter(endpoint=url), sample_ratio=sample_ratio)
 
-    @contextmanager
-    def serve(self, headers: Mapping[str, str]) -> Iterator[RequestTrace]:
-        """Makes the body's work part of the trace that the W3C headers name, or of a new one."""
+    def begin(self, headers: Mapping[str, str]) -> AbstractContextManager[RequestTrace] | None:
+        """Returns a context that makes its work part of the trace that the W3C headers name.
+
+        Or of a new one. None is returned for a request that is not sampled: a span that is not
+        recorded would cost nearly as much as one that is.
+        """
         parent = self._propagator.extract(headers, context=contexts.Context())
+        asked = trace.get_current_span(parent).get_span_context()
+        is_sampled = (
+            asked.trace_flags.sampled if asked.is_valid else random.random() < self._sample_ratio
+        )
+        return self._record(parent) if is_sampled else None
+
+    @contextmanager
+    def _record(self, parent: contexts.Context) -> Iterator[RequestTrace]:
         span = self._tracer.start_span("request", parent, kind=trace.SpanKind.SERVER)
         identity = span.get_span_context()
-        is_sampled = identity.trace_flags.sampled
-        told = RequestTrace(trace_id=f"{identity.trace_id:032x}" if is_sampled else None)
+        told = RequestTrace(trace_id=f"{identity.trace_id:032x}")
         token = contexts.attach(trace.set_span_in_context(span, parent))
         try:
             yield told
@@ -102,15 +114,13 @@ class Tracing:
     def record_image(
         self, stages: Sequence[tuple[str, float, float]], attributes: Attributes
     ) -> None:
-        """Adds the span of an image that was answered, and below it those of its stages.
+        """Adds, to a trace that is sampled, the span of an image and below it those of its stages.
 
         Args:
             stages: Name, start and end of each in order, on `time.monotonic`'s clock.
             attributes: Of the image's span.
         """
         parent = trace.get_current_span()
-        if not parent.is_recording():
-            return
         offset_s = time.time() - time.monotonic()
         (_, start, _), (_, _, end) = stages[0], stages[-1]
         image = self._tracer.start_span(

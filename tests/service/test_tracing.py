@@ -213,8 +213,23 @@ async def test_ratio_of_zero_follows_only_the_clients_that_sample(
     ) as client:
         await client.post("/v1/classify", content=JPEG)
         await client.post("/v1/classify", content=JPEG, headers={"traceparent": SAMPLED})
+        await client.post("/v1/classify", content=JPEG, headers={"traceparent": "garbage"})
     tracing.close()
     assert check_tree(collector.spans).trace_id.hex() == TRACE
+
+
+def test_a_ratio_is_about_that_share_of_the_traces(collector):
+    tracing = Tracing.to_collector(collector.endpoint, sample_ratio=0.3)
+    ids = []
+    for _ in range(2000):
+        if (span := tracing.begin({})) is not None:
+            with span as told:
+                assert told.trace_id == tracing.current_trace_id()
+                ids.append(told.trace_id)
+        assert tracing.current_trace_id() is None
+    tracing.close()
+    assert 450 < len(ids) < 750
+    assert len(set(ids)) == len(ids)
 
 
 # ---- exemplars ----
