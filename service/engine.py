@@ -207,7 +207,7 @@ def _make_session(
         session = ort.InferenceSession(str(model_file), options, providers=chosen)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class.
-        raise BundleError(f"{model_file.name}: ONNX Runtime cannot load it: {error}") from error
+        raise BundleError(f"{model_file.name}: the graph cannot be loaded", error) from error
     # ONNX Runtime only warns when it falls back to the CPU.
     if session.get_providers()[0] != _EXECUTION_PROVIDERS[provider]:
         raise ProviderError(f"ONNX Runtime cannot use the {provider} provider on this machine")

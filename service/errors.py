@@ -75,7 +75,14 @@ class RequestError(FivecropError):
 
 
 class StartError(FivecropError):
-    """The service cannot start, or a model cannot be loaded; the text is one line for its owner."""
+    """The service cannot start, or a model cannot be loaded; the text is one line for its owner.
+
+    `cause` is what a library says of it: at the end of that line, and for the owner alone.
+    """
+
+    def __init__(self, text: str, cause: object = None) -> None:
+        super().__init__(text if cause is None else f"{text}: {' '.join(str(cause).split())}")
+        self.without_cause = text
 
 
 class SettingsError(StartError):

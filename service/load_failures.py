@@ -66,9 +66,10 @@ class LoadFailures:
     ) -> Failure:
         """Returns the failure of a version, counted and told; `replace` remembers it."""
         self._metrics.count_load_failure(f"{name}@{version}", _classify(error))
+        known = error if isinstance(error, StartError) else BundleError(str(error))
         failure = Failure(
-            error=error if isinstance(error, StartError) else BundleError(str(error)),
-            reason=self._source.hide_place(str(error)),
+            error=known,
+            reason=self._source.hide_place(known.without_cause),
             # Room may be made, and a machine may recover, without a change of the files.
             fingerprint=fingerprint if isinstance(error, BundleError) else None,
         )

@@ -238,7 +238,7 @@ class Rollout:
     def _refusal(self, error: StartError) -> RequestError:
         is_memory = isinstance(error, MemoryBudgetError)
         code = ErrorCode.MEMORY_EXCEEDED if is_memory else ErrorCode.MODEL_LOAD_FAILED
-        return RequestError(code, self._live.source.hide_place(str(error)))
+        return RequestError(code, self._live.source.hide_place(error.without_cause))
 
     def _commit(self, settled: Settled) -> list[Model]:
         """Lets requests find exactly these models; returns those that nobody finds any more.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import shutil
 import threading
 import weakref
 
+import onnx
 import psutil
 import pytest
+from machine import WORDS
 
 from service.classifier import Classifier, Options
 from service.errors import BundleError, ErrorCode, RequestError
@@ -168,19 +171,56 @@ async def test_a_broken_new_version_keeps_the_old_one_serving_and_shows_why(
     assert await ask(await start()) == 1
 
 
-@pytest.mark.parametrize("damage", ["torn", "html", "empty", "gone"])
+def put_graph(folder, graph):
+    """Gives a bundle another graph, and a manifest that says so."""
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "model.onnx").write_bytes(graph)
+    manifest["variants"][0] |= {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+def outside_weights(graph):
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../../etc/passwd")
+    return model.SerializeToString()
+
+
+def unknown_operator(graph):
+    model = onnx.load_from_string(graph)
+    model.graph.node[0].op_type = "Nothing"
+    return model.SerializeToString()
+
+
+GRAPHS = {
+    "no graph": lambda graph: b"<html>" * 100,
+    "half a graph": lambda graph: graph[: len(graph) // 2],
+    "weights of another file": outside_weights,
+    "an unknown operator": unknown_operator,
+}
+
+
+@pytest.mark.parametrize("damage", ["torn", "html", "empty", "gone", *GRAPHS])
 async def test_whatever_is_wrong_with_a_new_version_the_old_one_serves(
     start, ask, growing_repository, damage
 ):
     classifier = await start()
-    manifest = growing_repository.publish(2) / "bundle.json"
+    folder = growing_repository.publish(2)
+    manifest = folder / "bundle.json"
     text = manifest.read_text()
     if damage == "gone":
-        (manifest.parent / "model.onnx").unlink()
+        (folder / "model.onnx").unlink()
+    elif damage in GRAPHS:
+        put_graph(folder, GRAPHS[damage]((folder / "model.onnx").read_bytes()))
     else:
         manifest.write_text({"torn": text[:300], "html": "<html>", "empty": ""}[damage])
-    await refusal(classifier.rollout.reload(NAME))
+    error = await refusal(classifier.rollout.reload(NAME))
     assert await ask(classifier) == 1
+    (shown,) = classifier.describe_unavailable()
+    for told in (shown.reason, error.detail):
+        assert WORDS.search(told) is None, told
 
 
 async def test_a_repository_that_went_away_changes_nothing(start, ask, growing_repository):
