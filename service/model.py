@@ -223,7 +223,9 @@ def _choose_variant(bundle: Bundle, choice: VariantChoice, provider: Provider) -
     return variant
 
 
-def prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
+def prove_golden(
+    bundle: Bundle, variant: Variant, engine: Engine, which: slice = slice(None)
+) -> None:
     """Proves that golden images, through decode and engine, give the recorded answers.
 
     Raises:
@@ -231,7 +233,7 @@ def prove_golden(bundle: Bundle, variant: Variant, engine: Engine) -> None:
         BundleError: They are no images, or the graph has other classes.
     """
     limits = Limits(formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
-    for sample in read_golden(bundle).samples:
+    for sample in read_golden(bundle).samples[which]:
         data = (bundle.folder / sample.file).read_bytes()
         try:
             image = prepare(data, bundle.manifest.preprocess, limits=limits)

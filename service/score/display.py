@@ -10,9 +10,6 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from service.score.job import Summary
 from service.score.progress import Progress
@@ -20,7 +17,6 @@ from service.score.progress import Progress
 # A log needs no more lines than that.
 _LINE_EVERY_S: Final = 10.0
 _EVENT_EVERY_S: Final = 1.0
-_LIVE_EVERY_S: Final = 0.2
 
 
 class Display(AbstractContextManager["Display"], Protocol):
@@ -37,8 +33,11 @@ def make_display(*, as_json: bool) -> Display:
     """Returns the display for whoever reads: a program, a person at a terminal, or a log."""
     if as_json:
         return Events()
-    console = Console(stderr=True)
-    return LiveLine(console) if console.is_terminal else Lines()
+    if sys.stderr.isatty():
+        from service.score.live_line import LiveLine  # rich is a tenth of all that is imported
+
+        return LiveLine()
+    return Lines()
 
 
 def describe(progress: Progress) -> str:
@@ -53,7 +52,7 @@ def describe(progress: Progress) -> str:
     )
 
 
-class _Paced:
+class Paced:
     """Lets through one call in a while."""
 
     every_s: float
@@ -72,7 +71,8 @@ class _Paced:
     ) -> None:
         """Has nothing to put back."""
 
-    def _is_time(self) -> bool:
+    def is_time(self) -> bool:
+        """Whether the last call that was let through is long enough ago."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -80,14 +80,14 @@ class _Paced:
         return True
 
 
-class Lines(_Paced):
+class Lines(Paced):
     """A line on standard error every ten seconds."""
 
     every_s = _LINE_EVERY_S
 
     def show(self, progress: Progress) -> None:
         """Writes a line, if it is time."""
-        if self._is_time():
+        if self.is_time():
             click.echo(describe(progress), err=True)
 
     def conclude(self, summary: Summary) -> None:
@@ -95,54 +95,14 @@ class Lines(_Paced):
         click.echo(f"{summary.state}: {describe(summary.progress)} -> {summary.out}", err=True)
 
 
-class LiveLine(_Paced):
-    """A bar on the terminal that standard error is."""
-
-    every_s = _LIVE_EVERY_S
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._bar = Bar(*columns, console=console, transient=True)
-        self._task = self._bar.add_task("starting", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Takes the bar away."""
-        self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Moves the bar, if it is time."""
-        if self._is_time():
-            self._bar.update(
-                self._task,
-                description=describe(progress),
-                completed=progress.done,
-                total=progress.total,
-            )
-
-    def conclude(self, summary: Summary) -> None:
-        """Writes how the job ended."""
-        self._bar.stop()
-        Lines().conclude(summary)
-
-
-class Events(_Paced):
+class Events(Paced):
     """JSON objects on standard output, one a line, each with an `event`."""
 
     every_s = _EVENT_EVERY_S
 
     def show(self, progress: Progress) -> None:
         """Writes an event `progress`, if it is time."""
-        if self._is_time():
+        if self.is_time():
             self._write("progress", progress.describe())
 
     def conclude(self, summary: Summary) -> None:

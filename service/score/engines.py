@@ -13,7 +13,7 @@ from service.score.chunker import Chunker
 from service.score.errors import ScoreError
 from service.score.messages import Ready, Setup
 from service.score.options import ScoreOptions
-from service.score.pool import Scored, WorkerPool
+from service.score.pool import ProcessLink, Scored, WorkerPool
 from service.score.row import Stamp
 from service.score.snapshot import take_snapshot
 from service.score.transport import Connect
@@ -56,6 +56,9 @@ def open_engine(
             engine = asking
             stamp = asking.stamp
         else:
+            # They load their code while the bundle is looked for and verified.
+            count = 0 if options.engine == "ray" else options.workers or count_cores()
+            links = [stack.enter_context(contextlib.closing(ProcessLink())) for _ in range(count)]
             # Held until the job ends: a worker that is replaced reads it again.
             bundle = take_snapshot(_find_bundle(settings, options.model), open_cache(settings))
             stamp = Stamp(
@@ -63,20 +66,20 @@ def open_engine(
                 version=bundle.manifest.version,
                 bundle_digest=bundle.digest,
             )
-            engine = _start_workers(
-                Setup(bundle_folder=bundle.folder, options=options, settings=settings, proves=True)
+            setup = Setup(
+                bundle_folder=bundle.folder, options=options, settings=settings, golden=slice(None)
             )
+            engine = _make_pool(setup, links)
         stack.callback(engine.close)
         yield engine, stamp
 
 
-def _start_workers(setup: Setup) -> ScoringEngine:
-    options = setup.options
-    if options.engine == "ray":
+def _make_pool(setup: Setup, links: list[ProcessLink]) -> ScoringEngine:
+    if setup.options.engine == "ray":
         from service.score.ray_engine import RayPool
 
-        return RayPool(setup, options.address)
-    return WorkerPool(setup, options.workers or count_cores())
+        return RayPool(setup, setup.options.address)
+    return WorkerPool(setup, links)
 
 
 def _find_bundle(settings: Settings, reference: str) -> Bundle:

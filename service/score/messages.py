@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a worker is started with; only one worker of a job has to prove the bundle."""
+    """What a worker is started with.
+
+    Attributes:
+        bundle_folder: Of the model; its files have been verified.
+        options: Of the job.
+        settings: Of this process.
+        golden: Which of the bundle's golden samples the worker has to reproduce.
+    """
 
     bundle_folder: Path
     options: ScoreOptions
     settings: Settings
-    proves: bool
+    golden: slice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Final, Protocol
@@ -133,8 +133,8 @@ class Worker:
 class WorkerPool:
     """Worker processes that score the entries of a job."""
 
-    def __init__(self, setup: Setup, count: int) -> None:
-        """Starts the processes; they load the bundle while the caller does something else."""
+    def __init__(self, setup: Setup, links: Sequence[Link]) -> None:
+        """Tells the workers what to load; they do while the caller does something else."""
         self._setup = setup
         self._numbers = 0
         self._failed_starts = 0
@@ -142,7 +142,8 @@ class WorkerPool:
         self._order: deque[_Pending] = deque()
         self._chunk_size = 1
         self._ready: Ready | None = None
-        self._workers = [self._start(proves=index == 0) for index in range(count)]
+        self._count = len(links)
+        self._workers = [self._begin(link, index) for index, link in enumerate(links)]
 
     @property
     def size(self) -> int:
@@ -218,11 +219,14 @@ class WorkerPool:
         }
         return [listening[found] for found in wait(list(listening), POLL_S)]  # type: ignore[index]
 
-    def _start(self, *, proves: bool) -> Worker:
-        worker = Worker(self.open_link())
+    def share_golden(self, index: int) -> slice:
+        """Returns the golden samples that a worker proves: those of one machine share them."""
+        return slice(index, None, self._count)
+
+    def _begin(self, link: Link, index: int) -> Worker:
         with contextlib.suppress(OSError):  # a death is noticed where it is waited for
-            worker.link.send(replace(self._setup, proves=proves))
-        return worker
+            link.send(replace(self._setup, golden=self.share_golden(index)))
+        return Worker(link)
 
     def _give_out(self, chunker: Chunker) -> bool:
         """Gives every worker enough to do; returns whether there may be more."""
@@ -298,7 +302,8 @@ class WorkerPool:
                     _Work(work.pending, [entry], is_suspect=True) for entry in work.entries
                 )
         worker.link.close()
-        self._workers[self._workers.index(worker)] = self._start(proves=False)
+        index = self._workers.index(worker)
+        self._workers[index] = self._begin(self.open_link(), index)
 
 
 def _died(worker: Worker) -> str:

@@ -17,6 +17,7 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -61,14 +62,13 @@ class Scoring:
         self._reader = Reader(setup.settings.max_body_bytes)
         self._reads = ThreadPoolExecutor(_READS)
 
-    def begin(self, *, proves: bool) -> Ready | Refused:
+    def begin(self, golden: slice) -> Ready | Refused:
         """Returns whether the worker can begin."""
         try:
             bundle = read_bundle(self._setup.bundle_folder)
             verify_files(bundle)
             self._scorer = Scorer(bundle, self._setup.options, self._setup.settings)
-            if proves:
-                self._scorer.prove()
+            self._scorer.prove(golden)
         except FivecropError as error:
             return Refused(" ".join(str(error).split()))
         scorer = self._scorer
@@ -96,7 +96,7 @@ class RayLink:
     def send(self, message: Setup | Chunk) -> None:
         """Calls the actor."""
         call = (
-            self._actor.begin.remote(proves=message.proves)
+            self._actor.begin.remote(message.golden)
             if isinstance(message, Setup)
             else self._actor.score.remote(message)
         )
@@ -137,25 +137,30 @@ class RayPool(WorkerPool):
             _check_address(address)
         _connect(self._ray, address)
         folder = setup.bundle_folder
-        self._place = f"{folder.parent.name}/{folder.name}"
+        place = f"{folder.parent.name}/{folder.name}"
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        self._files = self._ray.put(files)
         there_is = self._ray.cluster_resources()
         gpus, cpus = int(there_is.get("GPU", 0)), int(there_is.get("CPU", 0))
         settings = setup.settings
         wants_gpu = settings.require_gpu or settings.provider in _GPU_PROVIDERS
         takes_gpu = gpus > 0 and wants_gpu
         # An actor sees its own GPU alone, so the index is 0 there, and none if it asks for none.
-        self._kind = self._ray.remote(num_cpus=1, num_gpus=int(takes_gpu))(Scoring)
-        super().__init__(setup, setup.options.workers or max(1, gpus if takes_gpu else cpus))
+        kind = self._ray.remote(num_cpus=1, num_gpus=int(takes_gpu))(Scoring)
+        self._make_actor = partial(kind.remote, setup, self._ray.put(files), place)
+        count = setup.options.workers or max(1, gpus if takes_gpu else cpus)
+        super().__init__(setup, [self.open_link() for _ in range(count)])
 
     def open_link(self) -> Link:
         """Makes an actor; it begins when the cluster has room for it."""
-        return RayLink(self._ray, self._kind.remote(self._setup, self._files, self._place))
+        return RayLink(self._ray, self._make_actor())
+
+    def share_golden(self, index: int) -> slice:  # noqa: ARG002
+        """Returns all of them: the job begins with whichever actor is first, on any node."""
+        return slice(None)
 
     def wait_ready(self) -> Ready:
         """Waits until the first worker can begin; the others come to help when they can.

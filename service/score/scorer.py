@@ -61,13 +61,13 @@ class Scorer:
         self._tta = cast("TtaPolicy", options.tta)
         self._outputs = ["probabilities", *(["embedding"] if options.embedding else [])]
 
-    def prove(self) -> None:
-        """Proves that the bundle reproduces its golden samples on this machine.
+    def prove(self, golden: slice) -> None:
+        """Proves that the bundle reproduces these of its golden samples on this machine.
 
         Raises:
             BundleError: It does not.
         """
-        prove_golden(self._bundle, self.variant, self.engine)
+        prove_golden(self._bundle, self.variant, self.engine, golden)
 
     def score_read(self, entry: Entry, read: Future[bytes]) -> Row:
         """Returns the row of an image whose bytes are on their way."""

@@ -88,8 +88,7 @@ def run_worker(connection: Connection) -> None:
     setup: Setup = connection.recv()
     try:
         scorer = Scorer(read_bundle(setup.bundle_folder), setup.options, setup.settings)
-        if setup.proves:
-            scorer.prove()
+        scorer.prove(setup.golden)
     except FivecropError as error:
         connection.send(Refused(" ".join(str(error).split())))
         return

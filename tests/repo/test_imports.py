@@ -129,5 +129,5 @@ def test_a_scoring_job_does_not_load_pandas(tmp_path, tiny_bundle_repository):
 
 def test_a_scoring_job_loads_beside_its_workers_nothing_that_only_they_use(tmp_path):
     """They load it too, so a job would begin that much later."""
-    heavy = "onnxruntime,numpy,PIL,cykooz_resizer,pyarrow,ray,prometheus_client"
+    heavy = "onnxruntime,numpy,PIL,cykooz_resizer,pyarrow,ray,prometheus_client,rich"
     run(LOOK_FOR_MODULES, heavy, "service.cli", "service.score_command", home=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ class InProcess:
 
     size = 1
 
-    def __init__(self, setup, count):
+    def __init__(self, setup, links):
         self._scorer = Scorer(read_bundle(setup.bundle_folder), setup.options, setup.settings)
         self._reader = Reader(setup.settings.max_body_bytes)
 
@@ -88,6 +89,7 @@ def with_workers():
 def score(tmp_path, make_options, request, monkeypatch):
     """Returns `score(inputs, out, **options)`: runs a job into a folder of the test."""
     if "with_workers" not in request.fixturenames:
+        monkeypatch.setattr("service.score.engines.ProcessLink", unittest.mock.Mock)
         monkeypatch.setattr("service.score.engines.WorkerPool", InProcess)
 
     def run(

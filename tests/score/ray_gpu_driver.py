@@ -21,11 +21,11 @@ SEEN = sys.argv[4]
 class Witness(ray_engine.Scoring):
     """Writes down what it was given; there is no GPU, so the engine takes the CPU."""
 
-    def begin(self, *, proves):
+    def begin(self, golden):
         Path(SEEN).mkdir(exist_ok=True)
         given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
         Path(SEEN, str(os.getpid())).write_text(f"{given} {os.environ['CUDA_VISIBLE_DEVICES']}")
-        return super().begin(proves=proves)
+        return super().begin(golden)
 
 
 if __name__ == "__main__":

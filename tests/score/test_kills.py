@@ -276,7 +276,7 @@ def test_the_loop_that_people_write_loses_everything_to_one_bad_image(
 
 
 MILLION = """
-import sys
+import sys, unittest.mock
 from service.score import engines, job
 from service.score.options import ScoreOptions
 from service.score.pool import Scored
@@ -285,7 +285,7 @@ from service.score.messages import Ready, Spent
 
 class Fake:
     size = 1
-    def __init__(self, setup, count): pass
+    def __init__(self, setup, links): pass
     def wait_ready(self): return Ready(provider="cpu", variant="fp32")
     def close(self): pass
     def run(self, chunker, should_stop):
@@ -296,7 +296,7 @@ class Fake:
                     format="png")
                 for e in stretch.entries], Spent())
 
-engines.WorkerPool = Fake
+engines.WorkerPool, engines.ProcessLink = Fake, unittest.mock.Mock
 peaks, kept = [], []
 def watch(progress):
     if "--keep" in sys.argv:

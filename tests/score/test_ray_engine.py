@@ -247,7 +247,7 @@ def test_an_actor_asks_for_a_gpu_where_there_are_any(
         bundle_folder=tiny_bundle_repository / "digits-linear/1",
         options=make_options(workers=None),
         settings=Settings(**settings),
-        proves=True,
+        golden=slice(None),
     )
     assert RayPool(setup, None).size == workers
     assert fake.asked == [{"num_cpus": 1, "num_gpus": gpus}] * workers
