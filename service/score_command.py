@@ -217,7 +217,10 @@ def _write(file: Path, content: bytes) -> str:
 
 
 class _Absent(MetaPathFinder):
-    """Makes a module look as if it was not installed."""
+    """Makes a module look as if it was not installed.
+
+    None in `sys.modules` would do for Python, but Cython's import takes it for the module.
+    """
 
     def __init__(self, module: str) -> None:
         self._module = module

@@ -6,6 +6,7 @@ dies is a worker that dies.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,22 +25,25 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from service.bundle.repository import read_bundle, verify_files
+from service.engine import has_provider
 from service.errors import FivecropError
 from service.score.errors import ScoreError
 from service.score.messages import Answer, Chunk, Ready, Refused, Setup, Spent
 from service.score.pool import POLL_S, Link, Worker, WorkerPool
 from service.score.scorer import Scorer
 from service.score.storage import Reader, tell
-from service.settings import ProviderChoice
+from service.settings import ProviderChoice, Settings
 
 _CONNECT_S: Final = 10.0
 # How HTTP/2 begins, and the type of the frame that it is answered with (RFC 9113, 3.4).
+# Said by hand, because the package imports no gRPC.
 _HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS: Final = b"\4"
+# Ray tries 20 times for 40 s to join a cluster at HOST:PORT; so it is once for 15 s.
+_IMPATIENT: Final = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
 # Until the first actor of a cluster can begin; nodes may have to be started for it.
 _FIRST_READY_S: Final = 300.0
 _READS: Final = 16
-_GPU_PROVIDERS: Final = (ProviderChoice.AUTO, ProviderChoice.CUDA)
 
 
 class Scoring:
@@ -132,6 +137,9 @@ class RayPool(WorkerPool):
         Raises:
             ScoreError: Ray is not installed, or the cluster does not answer.
         """
+        if address is not None:
+            for name, value in _IMPATIENT.items():
+                os.environ.setdefault(name, value)
         self._ray = _import_ray()
         if address is not None:
             _check_address(address)
@@ -145,14 +153,22 @@ class RayPool(WorkerPool):
         }
         there_is = self._ray.cluster_resources()
         gpus, cpus = int(there_is.get("GPU", 0)), int(there_is.get("CPU", 0))
-        settings = setup.settings
-        wants_gpu = settings.require_gpu or settings.provider in _GPU_PROVIDERS
-        takes_gpu = gpus > 0 and wants_gpu
+        takes_gpu = gpus > 0 and self._wants_gpu(setup.settings)
         # An actor sees its own GPU alone, so the index is 0 there, and none if it asks for none.
         kind = self._ray.remote(num_cpus=1, num_gpus=int(takes_gpu))(Scoring)
         self._make_actor = partial(kind.remote, setup, self._ray.put(files), place)
         count = setup.options.workers or max(1, gpus if takes_gpu else cpus)
         super().__init__(setup, [self.open_link() for _ in range(count)])
+
+    def _wants_gpu(self, settings: Settings) -> bool:
+        """Whether the workers can use the GPUs; of `auto` only a node that has one knows."""
+        if settings.require_gpu or settings.provider is not ProviderChoice.AUTO:
+            return settings.require_gpu or settings.provider is ProviderChoice.CUDA
+        ask = self._ray.remote(num_cpus=0, num_gpus=1)(has_provider)
+        try:
+            return bool(self._ray.get(ask.remote("cuda"), timeout=_FIRST_READY_S))
+        except self._ray.exceptions.RayError as error:
+            raise ScoreError(f"no GPU of the Ray cluster answers: {tell(error)}") from error
 
     def open_link(self) -> Link:
         """Makes an actor; it begins when the cluster has room for it."""
@@ -213,7 +229,8 @@ def _connect(ray: Any, address: str | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     is_terminated = False
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error tells in one line
+        # Of what the error tells in one line.
+        with warnings.catch_warnings(action="ignore"), _silent_if(address is not None):
             ray.init(
                 address or "local",
                 log_to_driver=False,
@@ -231,6 +248,22 @@ def _connect(ray: Any, address: str | None) -> None:
     if is_terminated:
         signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _silent_if(is_wanted: bool) -> Iterator[None]:
+    """Keeps off standard error what Ray's C++ writes there before it knows of a level."""
+    if not is_wanted:
+        yield
+        return
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - not a path to join
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _import_ray() -> Any:

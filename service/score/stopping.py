@@ -63,8 +63,11 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
 def _guarded(is_at_work: Callable[[], bool]) -> Iterator[None]:
     """Ends a program that is still starting some time after a signal.
 
-    Ray waits in C++ for its own processes, and as long as it does Python runs no handler.
+    Ray waits in C++ for its own processes, and as long as it does Python runs no handler. Waiting
+    for the signal in a thread (`sigwait`) would need it blocked, which every process that is
+    started would inherit.
     """
+    told = os.dup(2)  # Ray may have taken standard error away
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -75,7 +78,7 @@ def _guarded(is_at_work: Callable[[], bool]) -> Iterator[None]:
             while said := signals.read(1):
                 is_meant = said[0] in (signal.SIGINT, signal.SIGTERM)
                 if is_meant and not is_at_work() and not is_over.wait(STOP_WITHIN_S):
-                    sys.stderr.write(f"{INTERRUPTED}\n")
+                    os.write(told, f"{INTERRUPTED}\n".encode())
                     leave(128 + said[0])
 
     threading.Thread(target=guard, name="fivecrop-stop", daemon=True).start()
@@ -85,6 +88,7 @@ def _guarded(is_at_work: Callable[[], bool]) -> Iterator[None]:
         is_over.set()
         signal.set_wakeup_fd(before)
         os.close(writing)
+        os.close(told)
 
 
 def leave(code: int) -> NoReturn:

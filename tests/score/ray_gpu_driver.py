@@ -1,6 +1,7 @@
 """A job on a Ray cluster that says it has two GPUs; the actors write down which they were given.
 
-Arguments: input, output, repository, a folder for what they write. Prints how the job ended.
+Arguments: input, output, repository, a folder for what they write, and what the ONNX Runtime of the
+nodes is made for (the one here is for CPUs). Prints how the job ended.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ class Witness(ray_engine.Scoring):
     def begin(self, golden):
         Path(SEEN).mkdir(exist_ok=True)
         given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-        Path(SEEN, str(os.getpid())).write_text(f"{given} {os.environ['CUDA_VISIBLE_DEVICES']}")
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+        Path(SEEN, str(os.getpid())).write_text(f"{given} {shown}")
         return super().begin(golden)
 
 
 if __name__ == "__main__":
-    given, out, repository, _ = sys.argv[1:]
+    given, out, repository, _, nodes = sys.argv[1:]
     head = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
     ray_engine.RayPool, ray_engine.Scoring = WatchedPool, Witness
+    if nodes == "made for GPUs":
+        ray_engine.has_provider = lambda _: True
     options = ScoreOptions(
         model="digits-linear",
         model_repository=repository,
