@@ -213,9 +213,12 @@ def test_a_full_disk_ends_the_job_and_with_more_room_it_goes_on(
     assert [row["id"] for row in read_rows()] == list(range(60))
 
 
+@pytest.mark.parametrize("keeps_copy", [True, False], ids=["ours", "control"])
 def test_a_bundle_that_is_replaced_during_a_job_changes_nothing(
-    with_workers, score, photos, growing_repository, read_rows, tmp_path, monkeypatch
+    with_workers, score, photos, growing_repository, read_rows, tmp_path, monkeypatch, keeps_copy
 ):
+    if not keeps_copy:
+        monkeypatch.setattr("service.score.engines.take_snapshot", lambda bundle, _: bundle)
     given = {"model_repository": str(growing_repository.folder)}
     score(photos, "before", **given)
     (photos / "deep/er/040-x.png").write_bytes(b"DEADLY")  # so that a worker starts anew
@@ -234,8 +237,8 @@ def test_a_bundle_that_is_replaced_during_a_job_changes_nothing(
         out: [(row["label"], row["bundle_digest"]) for row in read_rows(out) if row["label"]]
         for out in ("before", "during", "after")
     }
-    assert answers["during"] == answers["before"]
-    # The control: the bundle in the repository is another one by now.
+    # The worker that started anew shows which bundle it read.
+    assert (answers["during"] == answers["before"]) == keeps_copy
     assert answers["after"] != answers["before"]
 
 

@@ -246,35 +246,6 @@ def test_files_written_in_place_do_not_survive_a_full_disk(start, make_table, sm
     assert "part-" in told.decode() or "_manifest.json" in told.decode()
 
 
-LOOP = (sys.executable, "-m", "benchmarks.peers.dataloader_loop")
-
-
-@pytest.mark.parametrize("fault", [None, "vanished", "corrupt"])
-def test_the_loop_that_people_write_loses_everything_to_one_bad_image(
-    tmp_path, picture, tiny_bundle_repository, fault
-):
-    """The control of error rows: what ours makes of these is in test_faults and test_job."""
-    names = [tmp_path / f"{index}.png" for index in range(4)]
-    for index, name in enumerate(names):
-        name.write_bytes(picture(index))
-    if fault == "vanished":
-        names[2].unlink()
-    elif fault == "corrupt":
-        names[2].write_bytes(names[2].read_bytes()[:200])
-    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
-    model = tiny_bundle_repository / "digits-linear/1/model.onnx"
-    given = [model, tmp_path / "list.txt", tmp_path / "out.csv", "--workers=0", "--batch=2"]
-    ended = subprocess.run(
-        [*LOOP, *given, "--resize=32", "--crop=32"], capture_output=True, check=False
-    )
-    rows = (tmp_path / "out.csv").read_text().count("\n")
-    if fault is None:
-        assert (ended.returncode, rows) == (0, 4), ended.stderr.decode()[-2000:]
-    else:
-        assert ended.returncode == 1
-        assert rows < 3
-
-
 MILLION = """
 import sys, unittest.mock
 from service.score import engines, job
