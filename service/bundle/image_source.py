@@ -82,7 +82,7 @@ def estimate_prepare_s(source: AskedImage, max_pixels: int) -> float:
 def digest_source(source: AskedImage) -> bytes:
     """Returns what tells an image from any other, in whichever form."""
     if isinstance(source, SharedImage):
-        source = source.content
+        return source.digest
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
     content: bytes | memoryview = source.content

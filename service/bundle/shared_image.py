@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from service.bundle.preprocess import PreparedImage, Way, group_by_decoding, prepare_all
 from service.bundle.structure import Limits
@@ -31,6 +33,11 @@ class SharedImage:
     def __len__(self) -> int:
         """Returns the size in bytes."""
         return len(self.content)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of the file."""
+        return hashlib.sha256(self.content).digest()
 
     @property
     def cost_share(self) -> float:

@@ -11,6 +11,7 @@ from bad_requests import JPEG
 
 from service.bundle import preprocess as module
 from service.bundle.decode import Limits, decode
+from service.bundle.image_source import digest_source
 from service.bundle.preprocess import prepare
 from service.bundle.shared_image import SharedImage
 from service.errors import RequestError
@@ -79,6 +80,10 @@ def test_threads_that_come_at_once_decode_once(make_preprocess, decodes):
         made = list(threads.map(prepare_at_once, range(8)))
     assert len(decodes) == 1
     assert all(one is made[0] for one in made)
+
+
+def test_it_is_remembered_as_the_file_that_it_is():
+    assert digest_source(SharedImage(JPEG)) == digest_source(JPEG)
 
 
 def test_a_bad_file_is_refused_to_each(make_preprocess):
