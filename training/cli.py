@@ -83,27 +83,28 @@ def train(
 
     seeded = () if seed is None else (f"seed={seed}",)
     resolved = load_recipe(recipe, (*overrides, *seeded))
-    from training.processes import is_first, is_in_team, run_in_processes
+    from training.distributed import is_in_team, join_team
+    from training.processes import run_in_processes
 
     if (machines > 1) != (rendezvous is not None):
         raise click.UsageError("--machines and --rendezvous go together")
     if processes * machines > 1 and not is_in_team():
         sys.exit(run_in_processes(processes, machines, rendezvous))
+    from training import train as training
     from training.run_loggers import open_loggers
-    from training.train import default_run_dir
-    from training.train import train as train_recipe
 
-    folder = default_run_dir(resolved) if run_dir is None else run_dir
-    with open_loggers(log_to, resolved, folder) as on_epoch:
-        train_recipe(
+    folder = training.default_run_dir(resolved) if run_dir is None else run_dir
+    with join_team(device) as team, open_loggers(log_to, resolved, folder) as on_epoch:
+        training.train(
             resolved,
             run_dir=folder,
             resume=resume,
             device=device,
             is_progress_shown=not quiet,
             on_epoch=on_epoch,
+            team=team,
         )
-    if is_first():
+    if team.is_writer:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         click.echo(json.dumps({"run_dir": str(folder), **result}) if is_json else str(folder))
 

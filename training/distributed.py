@@ -54,6 +54,11 @@ class Team:
 ALONE = Team()
 
 
+def is_in_team() -> bool:
+    """Return whether this process is one of several that were started together."""
+    return dist.is_torchelastic_launched()
+
+
 @contextmanager
 def join_team(device: str) -> Iterator[Team]:
     """Join the processes that torchrun started, for as long as the block lasts; alone without it.
@@ -61,7 +66,7 @@ def join_team(device: str) -> Iterator[Team]:
     Raises:
         TrainingError: the processes do not find each other.
     """
-    if not dist.is_torchelastic_launched():
+    if not is_in_team():
         yield ALONE
         return
     is_gpu = device != "cpu" and torch.cuda.is_available()

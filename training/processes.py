@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-
-def is_in_team() -> bool:
-    """Whether this process is one of several that were started together."""
-    return dist.is_torchelastic_launched()
-
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks for its team; alone it is."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_in_processes(count: int, machines: int = 1, rendezvous: str | None = None) -> int:

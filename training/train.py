@@ -15,7 +15,7 @@ from typing import Literal
 
 from training.checkpoint import save_json, save_text
 from training.config import Recipe, dump_recipe, load_recipe
-from training.distributed import join_team
+from training.distributed import ALONE, Team
 from training.errors import TrainingError
 from training.hardware import choose_device, cpu_threads
 from training.progress import TrainingProgress
@@ -37,6 +37,7 @@ def train(
     is_progress_shown: bool = True,
     on_step: Callable[[int], None] | None = None,
     on_epoch: EpochLogger | None = None,
+    team: Team = ALONE,
 ) -> Path:
     """Train and return the run folder.
 
@@ -48,11 +49,12 @@ def train(
         is_progress_shown: a bar and a line an epoch on stderr.
         on_step: called after each step with its number, counted from 1.
         on_epoch: called with each record of the history, by the process that writes.
+        team: the processes that train this together; every one of them calls this.
 
     Raises:
         TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged.
     """
-    with join_team(device) as team, cpu_threads(recipe.train.cpu_threads):
+    with cpu_threads(recipe.train.cpu_threads):
         _open_run_dir(recipe, run_dir, is_resumed=resume)
         trainer = build_trainer(recipe, run_dir, choose_device(device), on_step, team)
         team.wait()
