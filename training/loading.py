@@ -5,6 +5,7 @@ No random state is carried from batch to batch, which is what makes a resumed ru
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -41,6 +42,18 @@ def seed_of(*parts: int | str) -> int:
 def generator_of(*parts: int | str) -> torch.Generator:
     """Return a random generator that depends on `parts` and on nothing else."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Let what the block draws depend on `parts` alone; behind it all goes on as without it.
+
+    Not by `torch.manual_seed`, which also seeds every accelerator, for good, and where there is
+    none formats the whole call stack for each: half of what it takes to load a photograph.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*parts))
+        yield
 
 
 def shuffled_batches(
@@ -159,8 +172,7 @@ class MemoryLoader:
 
     def _transform_each(self, views: Tensor, epoch: int, number: int, *look: int) -> Tensor:
         assert self._transform is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, "transform", epoch, number, *look))
+        with seeded(self._seed, "transform", epoch, number, *look):
             images = [self._transform(view) for view in views.permute(0, 3, 1, 2)]
         return torch.stack(images).permute(0, 2, 3, 1)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from training.loading import seed_of
+from training.loading import seeded
 from training.recipe_training import AugmentRecipe
 
 
@@ -36,8 +36,7 @@ class Mixing:
         """
         if self._mix is None:
             return images, labels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, "mix", step))
+        with seeded(self._seed, "mix", step):
             if float(torch.rand(())) >= self._probability:
                 return images, labels
             mixed: tuple[Tensor, Tensor] = self._mix(images, labels)

@@ -18,7 +18,7 @@ from training.consistency import several_looks
 from training.data import Dataset, decode_views
 from training.errors import TrainingError
 from training.imbalance import sampling_weights
-from training.loading import Batch, seed_of, shuffled_batches
+from training.loading import Batch, seeded, shuffled_batches
 
 _EVALUATION_BATCH = 64
 # Enough for the covariance of three colours.
@@ -121,8 +121,7 @@ class _AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             image = decode(data, self._limits, background=self._background).rgb
         except RequestError as error:
             raise TrainingError(f"{self._dataset.name}: image {index}: {error}") from error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, "augment", epoch, index))
+        with seeded(self._seed, "augment", epoch, index):
             cut = self._cut(image)
             if not self._has_looks:
                 view: Tensor = self._augment(cut)

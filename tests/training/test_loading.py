@@ -6,7 +6,7 @@ from training.config import AugmentRecipe
 from training.data import Dataset
 from training.errors import TrainingError
 from training.imbalance import sampling_weights
-from training.loading import MemoryLoader, split_views
+from training.loading import MemoryLoader, seeded, split_views
 
 COUNT, SIZE = 40, 6
 
@@ -114,6 +114,25 @@ def test_a_cut_out_larger_than_the_image_is_refused(views):
 def test_drawing_batches_leaves_the_global_generator_alone(views):
     before = torch.get_rng_state()
     read_epoch(make_loader(views, flip="random", translate_px=1), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_seeded_repeats_and_no_generator_is_touched_for_good(monkeypatch):
+    """That of a GPU neither, which `torch.manual_seed` seeds as well."""
+
+    def refuse(seed):
+        raise AssertionError(f"every GPU would draw from {seed} on")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+
+    def draw(*parts):
+        with seeded(*parts):
+            return torch.rand(3)
+
+    first = draw(0, "augment", 1)
+    assert torch.equal(draw(0, "augment", 1), first)
+    assert not torch.equal(draw(0, "augment", 2), first)
     assert torch.equal(torch.get_rng_state(), before)
 
 
