@@ -90,7 +90,7 @@ def test_imagenet_recipes_take_a_step_on_a_thousand_classes(name, photographs, t
     assert load_json(run / "run.json")["data"]["validation"]["images"] == 8
 
 
-@pytest.mark.parametrize("name", ["resnet20", "wrn16-4"])
+@pytest.mark.parametrize("name", ["airbench", "resnet20", "resnet9", "wrn16-4"])
 def test_the_cifar_nets_take_a_step(name, photographs, tmp_path):
     path = ROOT / "training" / "recipes" / f"cifar10-{name}.toml"
     source = of_photographs(photographs).replace("stream", "memory")

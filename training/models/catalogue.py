@@ -274,6 +274,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         classes=10,
     ),
     *family(
+        "Fast on CIFAR",
+        "myrtle.ai 2018",
+        ("seed:resnet9", 6_573_120, 379_261_952),
+        size=32,
+        classes=10,
+    ),
+    *family(
         "Modern, for CPUs",
         "arXiv 2404.10518",
         ("timm:mobilenetv4_conv_small", 3_774_024, 186_005_568),

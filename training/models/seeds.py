@@ -17,6 +17,7 @@ from training.models.locally_connected import ConvLocalNet
 from training.models.network_in_network import NetworkInNetwork
 from training.models.preactivation import PREACTIVATION_NETS
 from training.models.resnet import RESNETS
+from training.models.resnet9 import ResNet9
 from training.models.shufflenet import SHUFFLENETS
 from training.models.squeezenet import SqueezeNet11
 
@@ -44,6 +45,7 @@ SEED_MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "nin_imagenet": partial(NetworkInNetwork, is_for_imagenet=True),
     **PREACTIVATION_NETS,
     **RESNETS,
+    "resnet9": ResNet9,
     **SHUFFLENETS,
     "squeezenet1_1": SqueezeNet11,
     "zfnet": ZFNet,
