@@ -1,7 +1,7 @@
 """The parity gate: an exported file must answer real images as the network it came from.
 
 It runs at the graph optimisation level that serves, because some graphs are right without
-optimisation and wrong with it (weight-standardised convolutions: 2.4e-2).
+optimisation and wrong with it (weight-standardised convolutions, `timm:resnetv2_50x1_bit`: 0.11).
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
+import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.models.catalogue import ARCHITECTURES
@@ -88,6 +90,8 @@ STATED = {
     "torchvision:efficientnet_b7": (66_347_960, "37.7 G"),
     "seed:bipyramid": (4_609_190, "245 M"),
     "seed:airbench": (1_972_792, "118 M"),
+    # As in Page's code, whose classifier has no bias.
+    "seed:resnet9": (6_573_120, "379 M"),
     "timm:mobilenetv4_conv_small": (3_774_024, "186 M"),
     "timm:convnext_atto": (3_695_520, "547 M"),
     "timm:regnety_004": (4_344_144, "402 M"),
@@ -133,6 +137,18 @@ def test_the_catalogue_tells_what_the_literature_states(title):
         found = row.multiply_adds / {"M": 1e6, "G": 1e9}[unit]
         # Some state the rounded number, some the one cut off.
         assert float(number) in (round(found, digits), math.floor(found * 10**digits) / 10**digits)
+
+
+@pytest.mark.parametrize(
+    "title", [title for title in BY_TITLE if re.fullmatch(r"torchvision:\w+", title)]
+)
+def test_the_catalogue_tells_what_torchvision_states(title):
+    weights = torchvision.models.get_model_weights(title.partition(":")[2]).DEFAULT
+    # Its weights for this one come with the auxiliary head.
+    row = BY_TITLE[f"{title} aux_logits=True" if "inception_v3" in title else title]
+    assert row.parameters == weights.meta["num_params"]
+    if weights.transforms().crop_size == [row.size]:
+        assert row.multiply_adds / 1e9 == pytest.approx(weights.meta["_ops"], abs=6e-4)
 
 
 def test_every_network_of_ours_is_in_the_catalogue():

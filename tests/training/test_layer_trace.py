@@ -41,6 +41,15 @@ def test_vgg16_keeps_15_237_608_values_for_a_picture():
     ]
 
 
+def test_vgg16_has_the_weights_of_the_lectured_list():
+    """Layer by layer, without biases; one of them, 36,864, is struck out there and right."""
+    rows = trace("torchvision:vgg16", 224, classes=1000)
+    assert [row.parameters - row.shape[0] for row in rows if row.parameters] == [
+        *(1_728, 36_864, 73_728, 147_456, 294_912, 589_824, 589_824),
+        *(1_179_648, *[2_359_296] * 5, 102_760_448, 16_777_216, 4_096_000),
+    ]
+
+
 def test_lenet5_sees_what_is_lectured():
     rows = trace("seed:lenet5", 32)
     assert [row.fields[0].size for row in rows] == [1, 5, 6, 14, 16, 32, 32, 32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -85,6 +86,15 @@ def test_a_stack_sees_what_the_lectures_ask(size, layers, seen):
     assert [step.fields[0].size for step in explain(size, layers)] == seen
 
 
+def test_an_image_of_68x68_brings_3_136_values_to_the_classifier_of_lenet5():
+    convolutions = ["conv5:6", "maxpool2", "conv5:16", "maxpool2"]
+    shapes = [step.shape for step in explain("68x68", convolutions)]
+    assert shapes[-1] == (14, 14, 16)
+    assert math.prod(shapes[-1]) == 3_136
+    # Or one more convolution with its pooling before the layers there are.
+    assert explain("68x68", ["conv5:1", "maxpool2"])[-1].shape[:2] == (32, 32)
+
+
 def test_three_3x3_see_as_much_as_one_7x7_with_fewer_weights():
     three = explain("32x32x64", ["conv3,p1,nobias:64"] * 3)
     one = explain("32x32x64", ["conv7,p3,nobias:64"])
@@ -102,6 +112,10 @@ def test_inception_module_costs_854_million_naive_and_271_million_reduced():
         return sum(step.multiply_adds for step in explain(size, layers))
 
     size = "28x28x256"
+    branches = [["conv1:128"], ["conv3,p1:192"], ["conv5,p2:96"], ["maxpool3,s1,p1"]]
+    shapes = [explain(size, branch)[-1].shape for branch in branches]
+    assert {shape[:2] for shape in shapes} == {(28, 28)}
+    assert sum(shape[2] for shape in shapes) == 672
     naive = [cost(size, layer) for layer in ("conv1:128", "conv3,p1:192", "conv5,p2:96")]
     assert sum(naive) == 854_196_224
     reduced = [

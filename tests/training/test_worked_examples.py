@@ -66,6 +66,18 @@ def test_lectured_filters_find_the_diagonal_of_the_6x6_picture():
     found = convolve(picture, diagonal)
     assert found.shape == (4, 4)
     assert found[0, 0] == 3 == found.max()
+    vertical = [[-1, 1, -1], [-1, 1, -1], [-1, 1, -1]]
+    found = convolve(picture, vertical)
+    assert found.max() == 3
+    assert (found == 3).nonzero().tolist() == [[3, 3]]  # of the line at the lower right
+
+
+def test_a_kernel_of_a_single_one_passes_its_maps_on():
+    """With padding that keeps the size, so a deep network can hold a shallower one."""
+    identity = torch.zeros(1, 1, 3, 3)
+    identity[..., 1, 1] = 1
+    image = torch.randn(1, 1, 7, 9)
+    assert torch.equal(functional.conv2d(image, identity, padding="same"), image)
 
 
 def test_update_through_1x1_convolution_max_pool_and_cross_entropy():
@@ -131,6 +143,25 @@ def test_numerical_gradients_agree_with_the_analytic_ones():
 
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(WithWrongGradient.apply, (x,))
+
+
+def test_gradient_of_a_kernel_is_the_sum_over_the_places_it_was_at():
+    kernel = torch.randn(1, 1, 2, 2, dtype=torch.double, requires_grad=True)
+    image = torch.randn(1, 1, 4, 5, dtype=torch.double)
+    above = torch.randn(1, 1, 3, 4, dtype=torch.double)  # of the loss, at each place
+    (functional.conv2d(image, kernel) * above).sum().backward()
+    windows = functional.unfold(image, kernel_size=2)  # [1, 4, 12]
+    assert torch.allclose(kernel.grad.flatten(), (windows * above.flatten()).sum(dim=2)[0])
+
+
+def test_dropout_does_nothing_when_it_is_no_longer_trained():
+    """As what is left in training is divided by the share that is kept."""
+    torch.manual_seed(0)
+    dropout, ones = nn.Dropout(0.25), torch.ones(100_000)
+    kept = dropout(ones)
+    assert set(kept.tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert float(kept.mean()) == pytest.approx(1, abs=0.01)
+    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def test_relu_and_max_pool_pass_gradients_as_lectured():
