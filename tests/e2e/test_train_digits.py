@@ -40,6 +40,8 @@ def test_lenet5_learns_digits_and_is_served_as_well_as_it_was_trained(tmp_path, 
     measured = json.loads(
         fivecrop("evaluate", "digits-lenet5", "--repository", repository, "--json")
     )
+    verify = commands_of("docs/quickstart.md", "models --verify")
+    assert "digits-lenet5" in fivecrop(*verify, "--model-repository", repository)
 
     assert measured["images"] == 360
     assert measured["top1"] >= 0.98

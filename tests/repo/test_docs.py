@@ -63,6 +63,17 @@ def test_each_block_is_run_or_says_why_not(name):
             assert language in ("bash", "python", "javascript"), f"{name}:{number}: {language}"
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_that_are_said_to_stand_elsewhere_do(name):
+    for number, before, _, content in find_blocks((ROOT / name).read_text()):
+        if elsewhere := re.search(r"not run: the same commands? stands? in ([^\s,;]+)", before):
+            there = (ROOT / elsewhere[1]).read_text().splitlines()
+            commands = {line.split("  #")[0].strip() for line in there}
+            lines = [line for line in content.splitlines() if line]
+            assert lines, f"{name}:{number}"
+            assert [line for line in lines if line not in commands] == [], f"{name}:{number}"
+
+
 def anchors(text):
     """The anchors that GitHub gives to the headings."""
     outside = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)

@@ -14,3 +14,10 @@ def documented(document, pattern):
     text = (ROOT / document).read_text()
     (command,) = re.findall(rf"^\.venv/bin/fivecrop ({pattern}.*)$", text, re.M)
     return shlex.split(command)
+
+
+def read_block(document, start):
+    """The one fenced block of a document that begins so."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
+    (block,) = (one for one in blocks if one.startswith(start))
+    return block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -12,16 +13,25 @@ import time
 from pathlib import Path
 
 import pytest
+from documents import read_block
 
 ROOT = Path(__file__).parents[3]
 MODELS = ROOT / "exported_models"
 BASE = "localhost/fivecrop-base:bookworm"
 IMAGE = "localhost/fivecrop:test"
-# What docker and podman can take away from a container, all of it taken.
-HARDENED = (
-    *("--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL"),
-    *("--security-opt", "no-new-privileges", "--memory", "1g", "--pids-limit", "128"),
-)
+GUIDE = "docs/deploy.md"
+
+
+def read_hardening():
+    """The options of the document: what can be taken away from a container, all of it taken."""
+    words = shlex.split(read_block(GUIDE, "podman run"))
+    options = words[2 : words.index("-p")]
+    for one in ("--rm", "--tmpfs", "/tmp"):  # who starts one says whether
+        options.remove(one)
+    return (*options, "--read-only-tmpfs=false")
+
+
+HARDENED = read_hardening()
 LIMIT_S = 600
 
 
@@ -31,12 +41,7 @@ class Podman:
     def __init__(self, folder):
         storage = folder / "storage.conf"
         engine = folder / "containers.conf"
-        # crun refuses mixed cgroups, and limits above one's own cannot be set without privileges.
-        engine.write_text(
-            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-            "[containers]\n"
-            'default_ulimits = ["nofile=10000:10000", "nproc=4096:4096"]\nlog_driver = "k8s-file"\n'
-        )
+        engine.write_text(read_block(GUIDE, "[engine]"))
         self._environment = {**os.environ, "CONTAINERS_CONF": str(engine)}
         if "CONTAINERS_STORAGE_CONF" in os.environ:
             return
