@@ -143,11 +143,33 @@ def test_every_container_is_confined_and_its_last_words_are_kept(objects):
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
 
 
-def test_on_gpus_there_is_no_surge_and_nodes_that_keep_others_away_are_taken():
+def test_what_pods_refer_to_is_there(objects):
+    maps = {one["metadata"]["name"] for one in objects if one["kind"] == "ConfigMap"}
+    for _, pod in list_pods(objects):
+        # That of the base, which jobs are applied beside.
+        assert pod.get("serviceAccountName", "fivecrop") == "fivecrop"
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        maps_used = {one["configMap"]["name"] for one in pod["volumes"] if "configMap" in one}
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            for source in container.get("envFrom", ()):
+                maps_used |= {source["configMapRef"]["name"]} if "configMapRef" in source else set()
+        assert maps_used <= maps
+
+
+def test_what_asks_for_gpus_may_run_on_nodes_that_are_kept_for_them(objects):
+    for _, pod in list_pods(objects):
+        asked = {
+            name
+            for container in (*pod.get("initContainers", ()), *pod["containers"])
+            for name in container.get("resources", {}).get("limits", ())
+            if "/" in name
+        }
+        assert asked <= {toleration["key"] for toleration in pod.get("tolerations", ())}
+
+
+def test_on_gpus_there_is_no_surge():
     (deployment,) = (one for one in build(K8S / "overlays/gpu") if one["kind"] == "Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
     ((_, pod),) = list_pods([deployment])
-    (container,) = pod["containers"]
-    asked = {name for name in container["resources"]["limits"] if "/" in name}
-    assert asked == {"nvidia.com/gpu"}
-    assert asked == {toleration["key"] for toleration in pod["tolerations"]}
+    assert "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
