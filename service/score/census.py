@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from service.score.errors import ScoreError
+from service.errors import FivecropError
 from service.score.inputs import Inputs, is_streamed
 from service.score.needs import Needs
 
@@ -58,6 +58,6 @@ class Census:
                         return
                 if self._mine.limit is not None and images >= self._mine.limit:
                     break
-        except ScoreError:
+        except FivecropError:
             return  # the job itself will meet it, and say so
         self._counted = images, streamed_bytes

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 from service.errors import ErrorCode, RequestError
 from service.score.entry import Broken, Entry, File, Inline, Span
-from service.score.errors import ReadCode, ScoreError
+from service.score.errors import JobFailed, ReadCode, ScoreError
 
 # A remote read is tried this often; the pauses between grow from the first, and are spread.
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE_S: Final = 0.25
+
+_T = TypeVar("_T")
+
+
+class Unreachable(Exception):  # noqa: N818 - an answer, not an error, is what is missing
+    """A store that did not answer however often it was asked."""
 
 
 class ReadError(Exception):
@@ -52,25 +60,98 @@ def open_file(address: str, block_bytes: int = 2**20) -> IO[bytes]:
     """Returns a file that is open for reading; what fails is an OSError.
 
     Raises:
+        JobFailed: A store does not answer, now or at a later read.
         ScoreError: As `open_file_system`.
     """
     if not is_url(address):
         return Path(address).open("rb")
-    files, path = open_file_system(address)
-    try:
-        opened: IO[bytes] = files.open(path, "rb", block_size=block_bytes, cache_type="readahead")
-    except OSError:
-        raise
-    except Exception as error:
-        # Errors of these libraries share no base class.
-        raise OSError(f"{type(error).__name__}: {tell(error)}") from error
-    return opened
+    return io.BufferedReader(_RemoteFile(address, block_bytes))
 
 
 def tell(error: BaseException) -> str:
     """Returns what a library's error says, on one line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return text or type(error).__name__
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file behind a URL; where a read fails it is opened again and read on from there.
+
+    What a store says for certain, that there is no such file, is an OSError. One that does not
+    answer ends the job: if it went on without the rest of a shard, all images behind would have
+    other places in the next run.
+    """
+
+    def __init__(self, url: str, block_bytes: int) -> None:
+        self._url = url
+        self._block_bytes = block_bytes
+        self._file: IO[bytes] | None = None
+        self._at = 0
+        self._try(lambda file: file.seek(0))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._try(lambda file: file.read(len(buffer)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            self._at = self._try(lambda file: file.seek(offset, whence))
+            return self._at
+        place = offset + (self._at if whence == io.SEEK_CUR else 0)
+        if place != self._at:  # a stream that cannot seek can stay where it is
+            self._try(lambda file: file.seek(place))
+            self._at = place
+        return place
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def _try(self, action: Callable[[IO[bytes]], _T]) -> _T:
+        def attempt() -> _T:
+            file, self._file = self._file, None
+            if file is None:
+                files, path = open_file_system(self._url)
+                file = files.open(path, "rb", block_size=self._block_bytes, cache_type="readahead")
+                file.seek(self._at)
+            result = action(file)
+            self._file = file  # one that failed is not used again
+            return result
+
+        try:
+            return _try_again(attempt, _FIRST_PAUSE_S)
+        except Unreachable as error:
+            raise JobFailed(
+                f"{self._url}: {error}; what was written stays, go on with --resume"
+            ) from error
+
+
+def _try_again(attempt: Callable[[], _T], first_pause_s: float) -> _T:
+    """Returns what an attempt at a store does, which is made again with growing pauses.
+
+    Raises:
+        OSError, ScoreError: What another attempt would not change.
+        Unreachable: It fails for some other reason again and again.
+    """
+    for number in range(_ATTEMPTS):
+        if number:
+            time.sleep(first_pause_s * 2 ** (number - 1) * random.uniform(1.0, 1.5))
+        try:
+            return attempt()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, ScoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - those of these libraries share no base class
+            last = error
+    raise Unreachable(tell(last)) from last
 
 
 @dataclass(slots=True)
@@ -83,7 +164,7 @@ class Reader:
     def read(self, entry: Entry) -> bytes:
         """Returns the encoded image.
 
-        Remote reads are tried again, with growing pauses, unless the file is not there.
+        Remote reads are tried again, with growing pauses, unless the store says no for certain.
 
         Raises:
             ReadError: It cannot be read; or `body_too_large`, as the service would say.
@@ -118,19 +199,17 @@ class Reader:
             raise ReadError(ReadCode.UNREADABLE) from error
 
     def _read_remote(self, url: str) -> bytes:
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                pause_s = self.first_pause_s * 2 ** (attempt - 1)
-                time.sleep(pause_s * random.uniform(1.0, 1.5))
-            try:
-                files, path = open_file_system(url)
-                data: bytes = files.cat_file(path, end=self.max_bytes + 1)
-            except FileNotFoundError as error:
-                raise ReadError(ReadCode.NOT_FOUND) from error
-            except Exception:  # noqa: BLE001 - errors of these libraries share no base class
-                continue
+        def attempt() -> bytes:
+            files, path = open_file_system(url)
+            data: bytes = files.cat_file(path, end=self.max_bytes + 1)
             return data
-        raise ReadError(ReadCode.UNREADABLE)
+
+        try:
+            return _try_again(attempt, self.first_pause_s)
+        except FileNotFoundError as error:
+            raise ReadError(ReadCode.NOT_FOUND) from error
+        except (OSError, ScoreError, Unreachable) as error:
+            raise ReadError(ReadCode.UNREADABLE) from error
 
 
 def code_of(error: Exception) -> str:

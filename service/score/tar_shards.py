@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final, Self
 
 from service.score.entry import Broken, Inline, Place, Span
+from service.score.errors import JobFailed
 from service.score.needs import Needs
 from service.score.storage import is_url, open_file
 
@@ -46,6 +47,9 @@ def list_members(
         start: Position of its first image.
         needs: Positions whose bytes are wanted.
         max_bytes: Members larger than that are not read.
+
+    Raises:
+        JobFailed: A store stopped answering.
     """
     try:
         if is_walkable(address):
@@ -54,6 +58,8 @@ def list_members(
         else:
             with open_file(address, block_bytes=_BLOCK_BYTES) as file:
                 yield from _read(file, start, needs, max_bytes)
+    except JobFailed:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged shard is a row, like a damaged image
         yield "", Broken(f"{type(error).__name__}: {error}")
 
