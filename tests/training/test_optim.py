@@ -91,6 +91,21 @@ def test_rmsprop_takes_its_decay_momentum_and_eps():
     assert (group["alpha"], group["momentum"], group["eps"]) == (0.9, 0.8, 1.0)
 
 
+@pytest.mark.parametrize("is_nesterov", [True, False])
+def test_sgd_steps_with_momentum_that_looks_ahead_or_not(is_nesterov):
+    weight = nn.Parameter(torch.zeros(1, 1))
+    net = nn.Module()
+    net.weight = weight
+    recipe = OptimRecipe(lr=0.1, momentum=0.5, is_nesterov=is_nesterov, weight_decay=0)
+    optimizer = build_optimizer(recipe, net)
+    for _ in range(2):  # of a gradient that is always 1
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    # Speeds 1 and 1.5; looking ahead, half the new speed comes on top of the gradient.
+    expected = (1 + 0.5) + (1 + 0.75) if is_nesterov else 1 + 1.5
+    assert float(weight.detach()) == pytest.approx(-0.1 * expected)
+
+
 def test_adamw_takes_its_betas():
     recipe = OptimRecipe(name="adamw", lr=0.1, betas=(0.8, 0.95), eps=1e-6)
     group = build_optimizer(recipe, net_with_norm()).param_groups[0]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import training.trainer_setup
 from training.checkpoint import load_weights
@@ -55,6 +56,19 @@ def test_accumulated_parts_give_the_weights_of_the_whole_batch(tmp_path, plain, 
     assert difference(parts, plain) < 1e-5
 
 
+def test_a_clipped_gradient_moves_the_weights_so_far_and_no_farther(tmp_path):
+    """By rate times norm a step, whatever the gradient."""
+    plain_sgd = ("optim.name=sgd", "optim.momentum=0", "optim.is_nesterov=false", "optim.lr=0.5")
+    steady = ("optim.schedule=constant", "optim.warmup_fraction=0", "optim.weight_decay=0")
+    recipe = digits_recipe(*plain_sgd, *steady, "optim.clip_grad_norm=0.01")
+    trainer = training.trainer_setup.build_trainer(recipe, tmp_path, torch.device("cpu"))
+    before = [one.detach().clone() for one in trainer.net.parameters()]
+    trainer.train_step(*next(trainer.loader.batches(0)))
+    with torch.no_grad():
+        moved = [one - old for one, old in zip(trainer.net.parameters(), before, strict=True)]
+    assert float(nn.utils.get_total_norm(moved)) == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
 def test_images_grow_by_the_schedule(tmp_path, plain, seen_batches):
     schedule = "train.size_schedule=[[0, 24], [0.2, 28], [0.3, 0]]"
     shown = final_weights(
@@ -90,6 +104,8 @@ def test_shrinking_keeps_the_shape_and_the_mean():
         "train.imbalance=logit_adjustment",
         "augment.mixup_alpha=0.4",
         "augment.rotate_degrees=10",
+        "optim.weight_decay=0.5",
+        "train.label_smoothing=0.3",
     ],
 )
 def test_every_technique_reaches_the_weights(tmp_path, plain, override):
