@@ -139,7 +139,8 @@ class TrainRecipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # oneDNN and cuDNN convolve faster so.
     is_channels_last: bool = True
-    # torch.compile: minutes at the start, which long runs on a GPU earn back.
+    # torch.compile: a minute or more at the start, which long runs earn back. On a CPU it needs a
+    # C++ compiler; ResNet-20 was then 1.13 times as fast (docs/benchmarks.md).
     is_compiled: bool = False
     # Activations inside the stages are computed again in the backward pass, to need less memory.
     is_gradient_checkpointing_on: bool = False

@@ -56,17 +56,47 @@ def test_accumulated_parts_give_the_weights_of_the_whole_batch(tmp_path, plain, 
     assert difference(parts, plain) < 1e-5
 
 
-def test_a_clipped_gradient_moves_the_weights_so_far_and_no_farther(tmp_path):
-    """By rate times norm a step, whatever the gradient."""
+@pytest.fixture
+def clipped(tmp_path):
+    """A trainer whose gradients are all too long, and how far a step of it goes."""
     plain_sgd = ("optim.name=sgd", "optim.momentum=0", "optim.is_nesterov=false", "optim.lr=0.5")
     steady = ("optim.schedule=constant", "optim.warmup_fraction=0", "optim.weight_decay=0")
     recipe = digits_recipe(*plain_sgd, *steady, "optim.clip_grad_norm=0.01")
     trainer = training.trainer_setup.build_trainer(recipe, tmp_path, torch.device("cpu"))
-    before = [one.detach().clone() for one in trainer.net.parameters()]
-    trainer.train_step(*next(trainer.loader.batches(0)))
-    with torch.no_grad():
-        moved = [one - old for one, old in zip(trainer.net.parameters(), before, strict=True)]
-    assert float(nn.utils.get_total_norm(moved)) == pytest.approx(0.5 * 0.01, rel=1e-3)
+    views, labels = next(trainer.loader.batches(0))
+
+    def step():
+        before = [one.detach().clone() for one in trainer.net.parameters()]
+        trainer.train_step(views, labels)
+        with torch.no_grad():
+            moved = [one - old for one, old in zip(trainer.net.parameters(), before, strict=True)]
+        return float(nn.utils.get_total_norm(moved))
+
+    return trainer, step
+
+
+def test_a_clipped_gradient_moves_the_weights_so_far_and_no_farther(clipped):
+    """By rate times norm a step, whatever the gradient."""
+    _, step = clipped
+    assert step() == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_gradients_of_half_precision_are_clipped_at_their_own_scale(clipped):
+    """What a GPU does with fp16, on the CPU."""
+    trainer, step = clipped
+    trainer.precision = "fp16"
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    assert step() == pytest.approx(0.5 * 0.01, rel=1e-2)
+    # Gradients that overflow are passed over, and the next ones scaled by less.
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    assert step() == 0
+    assert trainer.scaler.get_scale() == 2.0**59
+
+
+def test_bf16_learns_nearly_the_same_and_keeps_its_weights_in_fp32(tmp_path, plain):
+    weights = final_weights(tmp_path / "run", "train.precision=bf16")
+    assert 1e-6 < difference(weights, plain) < 0.05
+    assert {one.dtype for one in weights.values()} == {torch.float32}
 
 
 def test_images_grow_by_the_schedule(tmp_path, plain, seen_batches):
