@@ -24,7 +24,7 @@ GUIDE = "docs/deploy.md"
 
 def read_hardening():
     """The options of the document: what can be taken away from a container, all of it taken."""
-    words = shlex.split(read_block(GUIDE, "podman run"))
+    words = shlex.split(read_block(GUIDE, "podman run").replace("\\\n", " "))
     options = words[2 : words.index("-p")]
     for one in ("--rm", "--tmpfs", "/tmp"):  # who starts one says whether
         options.remove(one)
