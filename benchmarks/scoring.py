@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="(default 600, quick 60)")
     parser.add_argument("--rounds", type=int, help="(default 3, quick 1)")
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--programs", nargs="*", choices=list(_PROGRAMS), default=list(_PROGRAMS))
     parser.add_argument("--quick", action="store_true", help="whether it works, no figures")
     options = parser.parse_args(arguments)
     images = options.images or (60 if options.quick else 600)
@@ -84,19 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for model in models:
-        _measure(model, photographs.folder, lists, rounds)
+        _measure(model, photographs.folder, lists, rounds, options.programs)
 
 
-def _measure(model: BenchModel, folder: Path, lists: dict[int, Path], rounds: int) -> None:
-    programs = {
-        "fivecrop score": partial(_score, engine="local"),
-        "DataLoader + ONNX Runtime": partial(_loop, module="dataloader_loop"),
-    }
+def _measure(
+    model: BenchModel, folder: Path, lists: dict[int, Path], rounds: int, chosen: list[str]
+) -> None:
+    programs = dict(_PROGRAMS[name] for name in chosen)
     if importlib.util.find_spec("ray") is None:
         say("Ray is not installed: `fivecrop score --engine ray` and Ray Data are left out")
-    else:
-        programs["fivecrop score --engine ray"] = partial(_score, engine="ray")
-        programs["Ray Data"] = partial(_loop, module="ray_data_loop")
+        for name in ("ray", "ray-data"):
+            programs.pop(_PROGRAMS[name][0], None)
     found: dict[str, list[Result]] = {name: [] for name in programs}
     few, many = sorted(lists)
     for number in range(rounds):
@@ -207,6 +206,13 @@ def _run(command: list[str]) -> tuple[str, float, float, float]:
     cpu_seconds = max(usage.ru_utime + usage.ru_stime, use.cpu_seconds)
     return shown, seconds, cpu_seconds, use.peak_bytes / 1e6
 
+
+_PROGRAMS: dict[str, tuple[str, Callable[[BenchModel, Path], Run]]] = {
+    "local": ("fivecrop score", partial(_score, engine="local")),
+    "loop": ("DataLoader + ONNX Runtime", partial(_loop, module="dataloader_loop")),
+    "ray": ("fivecrop score --engine ray", partial(_score, engine="ray")),
+    "ray-data": ("Ray Data", partial(_loop, module="ray_data_loop")),
+}
 
 if __name__ == "__main__":
     main()

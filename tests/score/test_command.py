@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import main
+from service.score.folder import open_folder
 from service.score.lock import Lock
 
 
@@ -53,6 +55,21 @@ def test_status_tells_what_is_there(run, photos, tmp_path):
     ]
     result = run(tmp_path / "scores", "--json", name=["status"])
     assert (json.loads(result.stdout)["rows"], json.loads(result.stdout)["held_by"]) == (20, None)
+
+
+def test_status_tells_a_job_that_runs_from_one_that_was_killed(run, photos, tmp_path):
+    run(photos, "--limit=20")
+    manifest = tmp_path / "scores/_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"state": "done"', '"state": "running"'))
+    result = run(tmp_path / "scores", name=["status"])
+    assert result.stdout.startswith("state   interrupted\n")
+    assert result.stdout.endswith("the same command with --resume goes on\n")
+    holder = Lock(open_folder(str(tmp_path / "scores")))
+    holder.acquire()
+    result = run(tmp_path / "scores", name=["status"])
+    holder.release()
+    assert result.stdout.startswith("state   running\n")
+    assert f"held by process {os.getpid()} on " in result.stdout
 
 
 def test_a_job_with_too_many_errors_ends_with_1(run, photos):
@@ -181,8 +198,6 @@ def test_an_output_that_is_not_there_has_no_status_or_report(run, tmp_path):
 
 
 def test_a_second_job_into_the_same_output_is_refused(run, photos, tmp_path):
-    from service.score.folder import open_folder
-
     first = Lock(open_folder(str(tmp_path / "scores")))
     first.acquire()
     try:

@@ -48,6 +48,21 @@ def test_the_report_counts_what_the_rows_say_and_shows_samples(
     assert len(pq.read_table(tmp_path / "scores")) == len(rows) + 1
 
 
+def test_the_report_has_confidence_abstentions_and_throughput(score, photos, read_rows, tmp_path):
+    score(photos, "first")
+    middle = sorted(row["score"] for row in read_rows("first"))[30]
+    score(photos, min_score=middle)
+    text = write_report(str(tmp_path / "scores"), max_bytes=10_000)
+    rows = read_rows()
+    abstained = sum(row["status"] == "abstained" for row in rows)
+    assert 0 < abstained < len(rows)
+    assert f"<tr><th>abstained<td>{abstained} ({abstained / 60:.1%})" in text
+    for least in range(20):
+        count = sum(int(row["score"] * 20) == least for row in rows)
+        assert re.search(rf"<tr><th>{least / 20:.2f}<td>.*?</div><td>{count}<", text), least
+    assert re.search(r"<tr><th>last run<td>60 images in [0-9.]+ s, [0-9.,]+/s", text)
+
+
 def test_samples_are_found_in_shards_and_tables(score, picture, tmp_path):
     data = [picture(seed) for seed in range(4)]
     with tarfile.open(tmp_path / "s.tar", "w") as shard:
