@@ -206,8 +206,8 @@ class Settings(CaptureSettings, DoorSettings):
         10.0,
         gt=0,
         le=3600,
-        description="Longest time for a client to send the headers of an HTTP request, or to open "
-        "a gRPC connection, in seconds.",
+        description="Longest time for a client to send the headers of an HTTP request, to end a "
+        "TLS handshake, or to open a gRPC connection, in seconds.",
     )
     write_timeout_s: float = Field(
         30.0,

@@ -116,6 +116,25 @@ def test_tls_and_keys_together_and_a_renewed_certificate(start_server, tmp_path,
         classify(old)
 
 
+def test_a_client_that_never_ends_its_tls_handshake_is_cut_off(start_server, tmp_path, wait_until):
+    """The host would wait for a minute."""
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "tls.key")
+    (tmp_path / "tls.crt").write_bytes(issued.cert_chain_pems[0].bytes())
+    server = start_server(
+        tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.key", header_timeout_s=0.5
+    )
+    wait_until(lambda: "fivecrop is ready" in server.stderr, "ready")
+    hello = b"\x16\x03\x01\x02\x00\x01\x00"  # a record of 512 bytes, which do not come
+    for port in (server.http_port, server.grpc_port):
+        for sent in (b"", hello):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.sendall(sent)
+                with contextlib.suppress(ConnectionResetError):
+                    while connection.recv(4096):
+                        pass
+
+
 def test_a_certificate_that_cannot_be_used_stops_the_start_with_one_line(start_server, tmp_path):
     (tmp_path / "tls.crt").write_text("nonsense")
     server = start_server(tls_cert=tmp_path / "tls.crt", tls_key=tmp_path / "tls.crt")
