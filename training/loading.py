@@ -49,7 +49,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
     """Let what the block draws depend on `parts` alone; behind it all goes on as without it.
 
     Not by `torch.manual_seed`, which also seeds every accelerator, for good, and where there is
-    none formats the whole call stack for each: half of what it takes to load a photograph.
+    none formats the whole call stack for each: a tenth of what it takes to load a photograph.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*parts))

@@ -118,6 +118,20 @@ def test_the_transfer_study_takes_a_step(arm, photographs, tmp_path):
     assert learnt["head.weight"].shape == (1000, 512)
 
 
+@pytest.mark.parametrize(("name", "arm"), [one for one in ARMS if "transfer" not in one[0]])
+def test_every_other_arm_takes_a_step(name, arm, photographs, tmp_path):
+    study = STUDIES[name]
+    settings = [*study.get("settings", []), *study["arms"][arm], *STEP[1:]]
+    if name == "degradation":  # of CIFAR-10, which is not in the repository
+        settings.append(of_photographs(photographs).replace("stream", "memory"))
+    recipe = load_recipe(EXPERIMENTS / study["recipe"], settings)
+    recipe = replace(recipe, train=replace(recipe.train, epochs=0.003))
+    run = train(recipe, run_dir=tmp_path / "run", is_progress_shown=False)
+    (record,) = read_history(run / "history.jsonl")
+    assert record["step"] == 1
+    assert math.isfinite(record["train_loss"])
+
+
 def test_so_many_images_as_are_asked_for_are_taken_of_every_class(photographs):
     digits = ROOT / "training" / "recipes" / "digits-lenet5.toml"
     from training.data import load_splits
