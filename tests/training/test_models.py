@@ -11,6 +11,7 @@ from training.models.airbench import Airbench
 from training.models.classifier import EmbeddingModel
 from training.models.normalise import Normalise
 from training.models.registry import build_model
+from training.shapes_alone import on_meta_device
 
 SEEDS = ["seed:airbench", "seed:lenet5", "seed:squeezenet1_1"]
 
@@ -79,6 +80,18 @@ def test_a_seed_builds_the_same_network_again(architecture):
         nets.append(build_model(architecture, classes=3))
     for first, second in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_alexnet_damps_a_response_by_its_neighbours_as_the_paper_says():
+    """Section 3.3: k = 2, n = 5, alpha = 1e-4, beta = 0.75, over the sum of squares."""
+    with on_meta_device():
+        net = build_model("seed:alexnet_2012", classes=2)
+    norm = next(one for one in net.modules() if isinstance(one, nn.LocalResponseNorm))
+    maps = 100 * torch.randn(1, 8, 2, 3, generator=torch.Generator().manual_seed(0))
+    for channel in range(8):
+        near = maps[:, max(0, channel - 2) : channel + 3].square().sum(dim=1)
+        expected = maps[:, channel] / (2 + 1e-4 * near) ** 0.75
+        assert torch.allclose(norm(maps)[:, channel], expected, rtol=1e-5)
 
 
 def test_whitening_gives_uncorrelated_patches_of_unit_variance():
