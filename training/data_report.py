@@ -38,8 +38,8 @@ def render_report(report: DataCheck, splits: Splits, *, title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1>{''.join(sections)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1>{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -72,7 +72,7 @@ def _classes(report: DataCheck) -> str:
     )
     return (
         '<h2>Classes</h2><table><tr><th>class</th><th class="number">train</th>'
-        f'<th class="number">validation</th><th></th></tr>{rows}</table>'
+        f'<th class="number">validation</th><td></td></tr>{rows}</table>'
     )
 
 

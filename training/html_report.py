@@ -76,8 +76,8 @@ def write_html_report(
     document = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{_text(title)}</h1>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body><main>\n"
+        f"<h1>{_text(title)}</h1>\n" + "\n".join(sections) + "\n</main></body>\n</html>\n"
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     top = f"<tr>{''.join(f'<th>{_text(one)}</th>' for one in head)}</tr>" if head else ""
     cell = _cell if head else _plain_cell
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f'<div class="wide"><table>{top}{body}</table></div>'
+    # What scrolls can be reached by keyboard.
+    return f'<div class="wide" tabindex="0"><table>{top}{body}</table></div>'
 
 
 def _cell(value: object) -> str:
@@ -212,7 +213,7 @@ def _plain_cell(value: object) -> str:
 
 
 def _details(title: str, content: str, *, is_html: bool = False) -> str:
-    shown = content if is_html else f"<pre>{_text(content)}</pre>"
+    shown = content if is_html else f'<pre tabindex="0">{_text(content)}</pre>'
     return f"<details><summary>{_text(title)}</summary>{shown}</details>"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from html.parser import HTMLParser
@@ -76,14 +77,20 @@ def test_a_run_is_told_with_its_diagnosis_in_one_file(run_dir, tmp_path):
     assert len(page.sources) == 1
 
 
+def write_images(root):
+    """Sixty digits in folders of their classes."""
+    digits = load_digits_images()
+    for index in range(60):
+        folder = root / digits.class_names[digits.labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(digits.image_bytes(index))
+    return root
+
+
 def test_a_bundle_is_told_with_its_measurement_and_fetches_nothing(
     tiny_bundle_repository, tmp_path
 ):
-    digits = load_digits_images()
-    for index in range(60):
-        folder = tmp_path / "data" / digits.class_names[digits.labels[index]]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index}.png").write_bytes(digits.image_bytes(index))
+    write_images(tmp_path / "data")
     evaluation = tmp_path / "evaluation"
     command = ["evaluate", "digits-linear", "--repository", str(tiny_bundle_repository)]
     command += ["--data", str(tmp_path / "data"), "--study", "flip", "--out", str(evaluation)]
@@ -101,6 +108,40 @@ def test_a_bundle_is_told_with_its_measurement_and_fetches_nothing(
     assert not page.tags & {"script", "link", "iframe"}
     assert "@import" not in out.read_text()
     assert "url(" not in out.read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_is_read_on_a_phone_by_day_and_by_night(
+    tiny_bundle_repository, run_dir, scheme, tmp_path
+):
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed: scripts/install-system-packages.sh chromium")
+    assert run(run_dir, "--out", tmp_path / "run.html").exit_code == 0
+    bundle = ("digits-linear", "--repository", tiny_bundle_repository)
+    assert run(*bundle, "--out", tmp_path / "bundle.html").exit_code == 0
+    from training.data_cli import data
+
+    images = write_images(tmp_path / "images")
+    CliRunner().invoke(data, ["check", str(images), "--report", str(tmp_path / "data.html")])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        phone = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+        for name in ("run", "bundle", "data"):
+            page = phone.new_page()
+            page.goto((tmp_path / f"{name}.html").as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
+            # Nothing is wider than the screen, but what scrolls by itself.
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            corner = Image.open(io.BytesIO(page.screenshot())).convert("L").getpixel((1, 1))
+            assert (corner < 64) == (scheme == "dark")
+            found = Axe().run(page).response["violations"]
+            assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+        browser.close()
 
 
 def test_without_a_measurement_a_bundle_shows_its_own_plots(tiny_bundle_repository, tmp_path):
