@@ -17,6 +17,7 @@ from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
 from service.grpc_guard import guard
 from service.metrics import Metrics
 from service.request_id import HEADER, take_request_id
+from service.time_limit import TimeLimit
 
 Context = ServicerContext[Any, Any]
 
@@ -43,14 +44,23 @@ class GuardedServices(grpc.GenericRpcHandler):
         services: Mapping[str, Mapping[str, Rpc]],
         control: AccessControl,
         metrics: Metrics,
+        read_timeout_s: float,
     ) -> None:
-        """Takes the rpcs of each service by the service's full name."""
+        """Takes the rpcs of each service by the service's full name.
+
+        Args:
+            services: By its full name, the rpcs of each.
+            control: Who may use them.
+            metrics: Where refusals are counted.
+            read_timeout_s: Longest time for the message of a call that has one.
+        """
+        limit = TimeLimit(read_timeout_s)
         self._control = control
         self._metrics = metrics
         self.rpcs = {
             f"/{service}/{method}": Rpc(
                 access=rpc.access,
-                handler=guard(rpc.handler, partial(self._abort, f"/{service}/{method}")),
+                handler=guard(rpc.handler, partial(self._abort, f"/{service}/{method}"), limit),
             )
             for service, methods in services.items()
             for method, rpc in methods.items()

@@ -62,7 +62,12 @@ class GrpcServer:
             HEALTH_NAME: self._health.rpcs(),
         }
         services[reflection.SERVICE_NAME] = _reflect([*services, reflection.SERVICE_NAME])
-        self._services = GuardedServices(services, control or AccessControl(None), metrics)
+        self._services = GuardedServices(
+            services,
+            control or AccessControl(None),
+            metrics,
+            read_timeout_s=settings.request_read_timeout_s,
+        )
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:

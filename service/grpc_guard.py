@@ -12,9 +12,10 @@ from typing import Any, Final, Never
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc.aio import AbortError, ServicerContext
+from grpc.aio import EOF, AbortError, ServicerContext
 
 from service.errors import ErrorCode, RequestError
+from service.time_limit import TimeLimit
 
 Context = ServicerContext[Any, Any]
 Refuse = Callable[[Context, RequestError], Awaitable[Never]]
@@ -24,14 +25,16 @@ _MALFORMED: Final = RequestError(
     ErrorCode.INVALID_ARGUMENT, "the message is not one of this method"
 )
 
+_SLOW: Final = RequestError(ErrorCode.REQUEST_TIMEOUT, "the message did not arrive in time")
+
 
 def guard(
-    handler: grpc.RpcMethodHandler[Any, Any], refuse: Refuse
+    handler: grpc.RpcMethodHandler[Any, Any], refuse: Refuse, limit: TimeLimit
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """Returns the handler of a method with `refuse` for what it does not foresee.
 
-    That are messages that cannot be parsed, and errors. What a stream sent before such a message is
-    still answered.
+    That are messages that cannot be parsed, or do not arrive in time where there is one, and
+    errors. What a stream sent before such a message is still answered.
     """
     read = handler.request_deserializer
     assert read is not None
@@ -40,11 +43,13 @@ def guard(
     if handler.stream_stream is not None:
         behaviour = _guard_stream(handler.stream_stream, refuse)
         return grpc.stream_stream_rpc_method_handler(behaviour, parse, write)
+    # The library hands over a single message once it is whole, and waits for it without end. The
+    # bytes on the wire are the same for a stream of one, which is read here.
     if handler.unary_stream is not None:
-        behaviour = _guard_unary(handler.unary_stream, refuse)
-        return grpc.unary_stream_rpc_method_handler(behaviour, parse, write)
-    behaviour = _guard_unary(handler.unary_unary, refuse)
-    return grpc.unary_unary_rpc_method_handler(behaviour, parse, write)
+        behaviour = _guard_unary(handler.unary_stream, refuse, limit)
+        return grpc.stream_stream_rpc_method_handler(behaviour, parse, write)
+    behaviour = _guard_unary(handler.unary_unary, refuse, limit)
+    return grpc.stream_unary_rpc_method_handler(behaviour, parse, write)
 
 
 def _parse_with(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -57,9 +62,14 @@ def _parse_with(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse
 
 
-def _guard_unary(behaviour: Any, refuse: Refuse) -> Any:
-    async def guarded(request: Any, context: Context) -> Any:
-        if request is _NO_MESSAGE:
+def _guard_unary(behaviour: Any, refuse: Refuse, limit: TimeLimit) -> Any:
+    async def guarded(_requests: AsyncIterator[Any], context: Context) -> Any:
+        try:
+            with limit.start():
+                request = await context.read()
+        except TimeoutError:
+            await refuse(context, _SLOW)
+        if request is _NO_MESSAGE or request is EOF:
             await refuse(context, _MALFORMED)
         try:
             return await behaviour(request, context)

@@ -113,6 +113,26 @@ async def test_streams_that_are_opened_and_reset_ten_thousand_times_leave_nothin
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("part", [b"", CALL[: len(CALL) // 2]])
+async def test_a_message_that_does_not_arrive_is_not_waited_for(
+    make_tiny_model, make_settings, metrics, serving_grpc, part
+):
+    settings = make_settings(request_read_timeout_s=0.3)
+    model = make_tiny_model(settings)
+    async with (
+        serving_grpc(model.classifier, metrics, settings) as served,
+        asyncio.timeout(PATIENCE_S),
+        connect(served.port) as (reader, writer),
+    ):
+        writer.write(frame(HEADERS, END_HEADERS, 1, HEAD) + (part and frame(DATA, 0, 1, part)))
+        answer = b""
+        while b"did not arrive in time" not in answer:
+            answer += await reader.read(65536)
+    assert 'code="request_timeout",route="/fivecrop.v1.ImageClassifier/Classify"' in (
+        metrics.render()[0].decode()
+    )
+
+
 async def test_a_flood_of_pings_ends_its_connection(served):
     async with asyncio.timeout(PATIENCE_S), connect(served.port) as (reader, writer):
         with contextlib.suppress(ConnectionError):
