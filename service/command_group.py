@@ -62,7 +62,8 @@ class CommandGroup(click.Group):
             if (error.name or "").partition(".")[0] in ("", "service", "training"):
                 raise
             raise OneLineError(
-                f"this command needs {error.name}: pip install 'fivecrop[train]'"
+                f"this command needs {error.name}: pip install 'fivecrop[train]', "
+                "or `make setup` in a clone"
             ) from error
 
 

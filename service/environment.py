@@ -29,7 +29,7 @@ def load_settings(**overrides: object) -> Settings:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
         place = f"setting {PREFIX}{name.upper()}" if name else "settings"
-        raise SettingsError(f"{place}: {first['msg']}") from error
+        raise SettingsError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _is_service_link(name: str) -> bool:

@@ -51,6 +51,8 @@ def add(
 
     The key goes to standard output, once; the file keeps only its hash.
     """
+    if expires and expires.date() < datetime.datetime.now(datetime.UTC).date():
+        raise SettingsError(f"{expires.date()} is past: such a key would never be valid")
     path = _find_file(file)
     _require_folder(path)
     text, kept = make_key(map(KeyScope, scopes), note, expires.date() if expires else None)

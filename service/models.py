@@ -128,9 +128,14 @@ class Models:
                 )
             if reference is None and self._default is None and self._models:
                 raise RequestError(
-                    ErrorCode.INVALID_ARGUMENT, "several models are served: name one of them"
+                    ErrorCode.INVALID_ARGUMENT,
+                    "several models are served: name one of those that /v1/models lists, or let "
+                    "the server have a default (--default-model)",
                 )
-            raise RequestError(ErrorCode.MODEL_NOT_FOUND, "no such model or version is served")
+            raise RequestError(
+                ErrorCode.MODEL_NOT_FOUND,
+                "no such model or version is served; /v1/models lists those that are",
+            )
         return model
 
     def get(self, reference: str) -> Model | None:

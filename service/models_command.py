@@ -174,7 +174,15 @@ def report(name: str, url: str, key: str | None, *, as_json: bool) -> None:
         table.add_row(str(row["version"]), str(row["answered"]), str(row["failed"]))
     _print(table)
     table = Table(
-        "serving", "shadow", "images", "agreement", "failed", "skipped", "score diff.", "ms", "ms"
+        "serving",
+        "shadow",
+        "images",
+        "agreement",
+        "failed",
+        "skipped",
+        "score diff.",
+        "ms",
+        "shadow ms",
     )
     for row in answer["comparisons"]:
         numbers = ("mean_score_difference", "mean_serving_ms", "mean_shadow_ms")
@@ -270,6 +278,8 @@ def _list_repository(model_repository: str | None, *, verify: bool, as_json: boo
         click.echo(json.dumps(rows, indent=2))
     else:
         _print(make_table(rows))
+        if verify:
+            click.echo("every file is the one that its manifest names", err=True)
 
 
 def _print(table: Table) -> None:

@@ -149,7 +149,8 @@ def run(
     if summary.state == "failed":
         click.echo(
             f"fivecrop: error: {summary.progress.errors:,} of {summary.progress.done:,} images "
-            "failed, more than --max-error-rate allows; `fivecrop score status` tells which way",
+            f"failed, and --max-error-rate is {options.max_error_rate:g}; their rows say why, "
+            "`fivecrop score status` how many of each; --resume with a larger rate goes on",
             err=True,
         )
         ctx.exit(1)

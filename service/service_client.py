@@ -51,6 +51,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
     try:
         with error:
             problem = json.loads(error.read())
-        return f"{problem['detail']} ({problem['code']})"
+        hint = "; the option --key, or FIVECROP_KEY, gives one" if error.code == 401 else ""
+        return f"{problem['detail']} ({problem['code']}){hint}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"the service answers {error.code}"

@@ -50,4 +50,6 @@ def tell_status(status: dict[str, Any]) -> str:
         lines.append(f"held by {status['held_by']}")
     if status["state"] in ("interrupted", "stopped", "failed"):
         lines.append("the same command with --resume goes on")
+    if status["state"] == "failed":
+        lines.append("(with a larger --max-error-rate, if it was too many images that failed)")
     return "\n".join(lines)

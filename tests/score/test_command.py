@@ -72,11 +72,16 @@ def test_status_tells_a_job_that_runs_from_one_that_was_killed(run, photos, tmp_
     assert f"held by process {os.getpid()} on " in result.stdout
 
 
-def test_a_job_with_too_many_errors_ends_with_1(run, photos):
+def test_a_job_with_too_many_errors_ends_with_1_and_goes_on_when_more_are_allowed(
+    run, photos, tmp_path
+):
     (photos / "x.png").write_bytes(b"?")
-    result = run(photos, "--max-error-rate=0")
+    result = run(photos, "--max-error-rate=0.01")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("fivecrop: error: 1 of 61 images failed")
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("fivecrop: error: 1 of 61 images failed, and --max-error-rate is 0.01;")
+    assert "with a larger --max-error-rate" in run(tmp_path / "scores", name=["status"]).stdout
+    assert run(photos, "--max-error-rate=0.02", "--resume").exit_code == 0
 
 
 BAD_OPTIONS = {

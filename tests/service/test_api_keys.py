@@ -263,12 +263,14 @@ def test_a_key_is_added_listed_and_revoked(run, key_file):
 
 
 def test_a_key_may_have_a_last_day(run, key_file):
-    text = run("add", "--expires", "2027-01-31").stdout.strip()
-    assert KeyFile(key_file).find(text).expires == datetime.date(2027, 1, 31)
-    assert "2027-01-31" in run("list").stdout
-    assert json.loads(run("list", "--json").stdout)[0]["expires"] == "2027-01-31"
-    refused = run("add", "--expires", "31.1.2027")
-    assert (refused.exit_code, refused.stdout) == (2, "")
+    text = run("add", "--expires", "2999-01-31").stdout.strip()
+    assert KeyFile(key_file).find(text).expires == datetime.date(2999, 1, 31)
+    assert "2999-01-31" in run("list").stdout
+    assert json.loads(run("list", "--json").stdout)[0]["expires"] == "2999-01-31"
+    for wrong in ("31.1.2999", "2020-01-31"):
+        refused = run("add", "--expires", wrong)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "2020-01-31 is past" in refused.stderr
 
 
 def test_keys_are_added_through_a_symbolic_link(run, key_file, tmp_path):

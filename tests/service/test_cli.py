@@ -115,15 +115,16 @@ def test_server_that_did_not_end_in_order_is_exit_code_1(run, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("--workers", "0", "FIVECROP_WORKERS: Input should be greater than or equal to 1"),
-        ("--provider", "tpu", "FIVECROP_PROVIDER: Input should be 'auto', 'cuda', 'cpu'"),
-        ("--http-port", "many", "FIVECROP_HTTP_PORT: Input should be a valid integer"),
+        ("--workers", "0", "setting FIVECROP_WORKERS: Input should be greater than or equal to 1"),
+        ("--provider", "tpu", "setting FIVECROP_PROVIDER: Input should be 'auto', 'cuda', 'cpu'"),
+        ("--http-port", "many", "setting FIVECROP_HTTP_PORT: Input should be a valid integer"),
+        ("--tls-cert", "cert.pem", "settings: tls_cert and tls_key go together"),
     ],
 )
 def test_impossible_option_is_one_line_and_exit_code_2(run, served, option, value, text):
     result = run("serve", option, value)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"fivecrop: error: setting {text}")
+    assert result.stderr.startswith(f"fivecrop: error: {text}")
     assert result.stderr.count("\n") == 1
     assert served == []
 
@@ -150,7 +151,8 @@ def test_models_lists_bundles_for_people_and_for_programs(run, tiny_bundle_repos
 
 def test_models_are_verified_when_asked(run, growing_repository):
     repository = growing_repository.folder
-    assert run("models", "--model-repository", repository, "--verify").exit_code == 0
+    told = run("models", "--model-repository", repository, "--verify")
+    assert (told.exit_code, told.stderr) == (0, "every file is the one that its manifest names\n")
     growing_repository.publish_broken(2)
     assert run("models", "--model-repository", repository).exit_code == 0
     result = run("models", "--model-repository", repository, "--verify")
@@ -207,7 +209,8 @@ def test_command_whose_packages_are_not_installed_says_how_to_install_them(run, 
     result = run("bake")
     assert result.exit_code == 2
     assert result.stderr == (
-        "fivecrop: error: this command needs torch: pip install 'fivecrop[train]'\n"
+        "fivecrop: error: this command needs torch: pip install 'fivecrop[train]', "
+        "or `make setup` in a clone\n"
     )
 
 

@@ -59,7 +59,10 @@ def build_model(
     provider, separator, name = architecture.partition(":")
     builder = _BUILDERS.get(provider) if separator else None
     if builder is None:
-        raise TrainingError(f"{architecture}: expected one of {', '.join(_BUILDERS)} and a name")
+        raise TrainingError(
+            f"{architecture}: expected one of {', '.join(_BUILDERS)} and a name, as in "
+            "seed:lenet5; `fivecrop arch list` names those worth knowing"
+        )
     if weights is not None and is_pretrained:
         raise TrainingError(f"{architecture}: give weights or ask for the hub's, not both")
     try:
