@@ -16,6 +16,7 @@ from service.access_log import Result, log_access
 from service.classification import Classification, Explanation
 from service.errors import ErrorCode, RequestError
 from service.grpc_answer import DETAILS_KEY, STATUS, encode_details
+from service.grpc_guard import begin
 from service.metrics import Metrics
 from service.open_inference_messages import InferResponse
 from service.request_id import HEADER, take_request_id
@@ -181,9 +182,7 @@ class Answers:
         """
         async with self._turn:
             if not self._is_stuck:
-                # What the library has begun to send it goes on sending, whoever waits for it.
-                self._writing = asyncio.ensure_future(self._context.write(message))
-                self._writing.add_done_callback(_forget_error)
+                self._writing = begin(self._context.write(message))
                 try:
                     with self._limit.start():
                         return await asyncio.shield(self._writing)
@@ -199,12 +198,6 @@ class Answers:
         """
         if self._writing is not None:
             await asyncio.wait([self._writing])
-
-
-def _forget_error(written: asyncio.Future[None]) -> None:
-    """Lets the error of a message be that of whoever waits for it, if anybody still does."""
-    if not written.cancelled():
-        written.exception()
 
 
 def _tell_trace(told: RequestTrace, call: Call, code: str) -> None:

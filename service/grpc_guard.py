@@ -6,9 +6,10 @@ of which no servicer hears, and when a servicer raises what it did not foresee.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, Never
+from typing import Any, Final, Never, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,6 +20,7 @@ from service.time_limit import TimeLimit
 
 Context = ServicerContext[Any, Any]
 Refuse = Callable[[Context, RequestError], Awaitable[Never]]
+T = TypeVar("T")
 
 _NO_MESSAGE: Final = object()
 _MALFORMED: Final = RequestError(
@@ -52,6 +54,23 @@ def guard(
     return grpc.stream_unary_rpc_method_handler(behaviour, parse, write)
 
 
+def begin(work: Awaitable[T]) -> asyncio.Future[T]:
+    """Returns a read or a write of the library, to be awaited through `asyncio.shield`.
+
+    It ends by itself, whoever still waits for it: a message whose read is cancelled is never freed,
+    and what the library has begun to send it goes on sending.
+    """
+    begun = asyncio.ensure_future(work)
+    begun.add_done_callback(_forget_error)
+    return begun
+
+
+def _forget_error(ended: asyncio.Future[Any]) -> None:
+    """Lets the error be that of whoever waits, if anybody still does."""
+    if not ended.cancelled():
+        ended.exception()
+
+
 def _parse_with(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> Any:
         try:
@@ -66,7 +85,7 @@ def _guard_unary(behaviour: Any, refuse: Refuse, limit: TimeLimit) -> Any:
     async def guarded(_requests: AsyncIterator[Any], context: Context) -> Any:
         try:
             with limit.start():
-                request = await context.read()
+                request = await asyncio.shield(begin(context.read()))
         except TimeoutError:
             await refuse(context, _SLOW)
         if request is _NO_MESSAGE or request is EOF:

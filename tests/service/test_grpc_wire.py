@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import sys
 
 import grpc
 import pytest
 from bad_requests import JPEG
 
+from service.errors import RequestError
+from service.grpc_guard import guard
 from service.proto import image_classifier_pb2 as messages
 from service.proto.image_classifier_pb2_grpc import ImageClassifierStub
+from service.time_limit import TimeLimit
 
 PATIENCE_S = 60  # for what takes seconds on a machine with nothing else to do
 STREAMS = 10_000
@@ -131,6 +135,30 @@ async def test_a_message_that_does_not_arrive_is_not_waited_for(
     assert 'code="request_timeout",route="/fivecrop.v1.ImageClassifier/Classify"' in (
         metrics.render()[0].decode()
     )
+
+
+async def test_the_read_of_a_message_that_is_late_is_not_cancelled():
+    """The library frees what arrives only when the read ends by itself: 10 MiB a time."""
+    ended = []
+
+    class Late:
+        async def read(self):
+            try:
+                await asyncio.sleep(0.1)
+            finally:
+                ended.append(sys.exception())
+
+    async def refuse(_context, error):
+        raise error
+
+    handler = grpc.unary_unary_rpc_method_handler(None, bytes, bytes)
+    guarded = guard(handler, refuse, TimeLimit(0.01)).stream_unary
+    with pytest.raises(RequestError, match="did not arrive in time"):
+        await guarded(None, Late())
+    async with asyncio.timeout(PATIENCE_S):
+        while not ended:
+            await asyncio.sleep(0.01)
+    assert ended == [None]
 
 
 async def test_a_flood_of_pings_ends_its_connection(served):
