@@ -8,6 +8,9 @@ from typing import Any
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from training.errors import TrainingError
 
 
 def run_in_processes(count: int, machines: int = 1, rendezvous: str | None = None) -> int:
@@ -20,10 +23,16 @@ def run_in_processes(count: int, machines: int = 1, rendezvous: str | None = Non
         count: Processes on this machine.
         machines: How many run this same command.
         rendezvous: HOST:PORT of one of them, where they meet; None for one that is alone.
+
+    Raises:
+        TrainingError: The rendezvous is no such address.
     """
     launch: Any = torchrun  # which has no types
     where = ["--standalone"]
     if rendezvous is not None:
+        host, _, port = rendezvous.rpartition(":")
+        if not (host and port.isdecimal()):
+            raise TrainingError(f"--rendezvous is HOST:PORT, not {rendezvous}")
         where = [f"--nnodes={machines}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}"]
     arguments = launch.parse_args([*where, f"--nproc-per-node={count}", *sys.argv])
     try:
@@ -34,4 +43,9 @@ def run_in_processes(count: int, machines: int = 1, rendezvous: str | None = Non
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
+    except RendezvousError as error:
+        # Which machines may come to be there yet.
+        told = " ".join(str(error).split())
+        sys.stderr.write(f"fivecrop: error: nobody to meet at {rendezvous}: {told}\n")
+        return 1
     return 0
