@@ -15,7 +15,7 @@ from typing import Literal
 
 from training.checkpoint import save_json, save_text
 from training.config import Recipe, dump_recipe, load_recipe
-from training.distributed import ALONE, Team
+from training.distributed import ALONE, Team, is_in_team
 from training.errors import TrainingError
 from training.hardware import choose_device, cpu_threads
 from training.progress import TrainingProgress
@@ -52,8 +52,12 @@ def train(
         team: the processes that train this together; every one of them calls this.
 
     Raises:
-        TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged.
+        TrainingError: the data, the network or the folder do not fit the recipe; the loss diverged;
+            or torchrun started this process, and it has joined no team.
     """
+    if team is ALONE and is_in_team():
+        # Each of them would train by itself, into the same folder.
+        raise TrainingError("torchrun's processes train as a team: see join_team")
     with cpu_threads(recipe.train.cpu_threads):
         _open_run_dir(recipe, run_dir, is_resumed=resume)
         trainer = build_trainer(recipe, run_dir, choose_device(device), on_step, team)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.config import load_recipe
 from training.distributed import Team
+from training.errors import TrainingError
 from training.progress import TrainingProgress
+from training.train import train
 from training.trainer_setup import build_trainer
 
 DIGITS = Path(__file__).parents[2] / "training" / "recipes" / "digits-lenet5.toml"
@@ -39,3 +42,10 @@ def test_a_resumed_process_of_a_team_drops_out_the_same_features(tmp_path, group
     assert len(whole) == 5
     assert whole == resumed
     assert whole != other
+
+
+def test_a_process_of_torchrun_does_not_train_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one of several")
+    with pytest.raises(TrainingError, match="train as a team"):
+        train(load_recipe(DIGITS, SHORT), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
