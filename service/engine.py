@@ -6,8 +6,9 @@ import contextlib
 import io
 import logging
 import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.errors import BundleError, ProviderError
+from service.errors import BundleError, ProviderError, StartError
 
 # The class activation map, and the input that switches it on (training/activation_map.py).
 CAM, CAM_SWITCH = "cam", "with_cam"
@@ -33,6 +34,10 @@ _EXECUTION_PROVIDERS: dict[Provider, str] = {
 _GAIN_PER_DOUBLING = 0.03
 _CPU_BATCH_CANDIDATES = (1, 2, 4, 8)
 _WARM_UP_BUDGET_S = 1.0
+
+# Memory that is short, or a GPU that failed: ONNX Runtime tells them from faults of the graph by
+# its text alone (github.com/microsoft/onnxruntime/issues/16307).
+_MACHINE_FAULT = re.compile(r"\bCU[A-Z]+ failure \d|allocate memory|bad.alloc")
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +76,13 @@ class Engine:
 
         Raises:
             ProviderError: The provider cannot be used on this machine.
-            BundleError: The file is not a model that ONNX Runtime can load.
+            BundleError: The file is not a model that ONNX Runtime can load, or not one of images.
         """
         self.provider = provider
         self._session = _make_session(model_file, provider, device, intra_op_threads)
-        image = self._session.get_inputs()[0]
-        _, height, width, _ = image.shape
+        with blame(model_file.name):
+            image = self._session.get_inputs()[0]
+            _, height, width, _ = image.shape
         self.input_size: tuple[int, int] = (height, width)
         self.batch_sizes = _power_sizes(max_batch_views) if provider == "cuda" else ()
         self._input = image.name
@@ -159,6 +165,26 @@ class Engine:
         start = clock()
         self.run(views)
         return clock() - start
+
+
+@contextlib.contextmanager
+def blame(graph: str) -> Iterator[None]:
+    """Tells what is raised while a graph proves itself as a fault of the graph or of the machine.
+
+    Raises:
+        BundleError: The graph cannot be run.
+        ProviderError: It may well be good, but the machine cannot run it now.
+    """
+    try:
+        yield
+    except (StartError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class.
+        if _MACHINE_FAULT.search(str(error)):
+            told = f"{graph}: this machine cannot run the graph now"
+            raise ProviderError(told, error) from error
+        raise BundleError(f"{graph}: the graph cannot be run", error) from error
 
 
 def has_provider(provider: Provider) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.bundle.decision import Decider
 from service.bundle.decode import Limits
-from service.bundle.manifest import Variant
+from service.bundle.manifest import GoldenSample, Variant
 from service.bundle.preprocess import prepare
 from service.bundle.repository import Bundle, read_card, read_golden, verify_files
 from service.drift import Drift
-from service.engine import Engine, Provider, has_provider
+from service.engine import Engine, Provider, blame, has_provider
 from service.errors import BundleError, ErrorCode, GoldenError, ProviderError, RequestError
 from service.schedule import Lane
 from service.settings import ProviderChoice, Settings, VariantChoice
@@ -105,7 +106,7 @@ def load_model(
 
     Raises:
         BundleError: Something about the bundle is not what its manifest says.
-        ProviderError: It cannot run where the settings want it.
+        ProviderError: It cannot run where the settings want it, or the machine cannot run it now.
     """
     verify_files(bundle)
     engine, variant = make_engine(bundle, settings, device=device, admit=admit)
@@ -114,7 +115,8 @@ def load_model(
         raise BundleError(
             f"{bundle.reference}: the graph's input is not {size.height}x{size.width}"
         )
-    good_batch_views = engine.warm_up()
+    with blame(bundle.reference):
+        good_batch_views = engine.warm_up()
     prove_golden(bundle, variant, engine)
     on_gpu = engine.provider == "cuda"
     delay_ms = _GPU_MAX_BATCH_DELAY_MS if on_gpu else _CPU_MAX_BATCH_DELAY_MS
@@ -230,7 +232,8 @@ def prove_golden(
 
     Raises:
         GoldenError: They do not.
-        BundleError: They are no images, or the graph has other classes.
+        BundleError: They are no images, or the graph has other classes or cannot be run.
+        ProviderError: The machine cannot run the graph now.
     """
     limits = Limits(formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
     for sample in read_golden(bundle).samples[which]:
@@ -239,17 +242,22 @@ def prove_golden(
             image = prepare(data, bundle.manifest.preprocess, limits=limits)
         except RequestError as error:
             raise BundleError(f"{bundle.reference}: {sample.file}: {error.detail}") from error
-        probabilities = engine.run(image.views)[0]
-        expected = np.asarray(sample.probabilities, np.float32)
-        if probabilities.shape != expected.shape:
-            raise BundleError(
-                f"{bundle.reference}: the graph gives {probabilities.size} classes, "
-                f"not {expected.size}"
-            )
-        difference = float(np.abs(probabilities - expected).max())
-        # A NaN compares false, so the comparison asks for what is right.
-        if not difference <= variant.golden_tolerance or probabilities.argmax() != sample.top[0]:
-            raise GoldenError(
-                f"{bundle.reference} ({variant.precision}) does not reproduce {sample.file}: "
-                f"off by {difference:.2g}, allowed {variant.golden_tolerance:.2g}"
-            )
+        with blame(bundle.reference):
+            _compare(bundle, variant, sample, engine.run(image.views)[0])
+
+
+def _compare(
+    bundle: Bundle, variant: Variant, sample: GoldenSample, probabilities: NDArray[np.float32]
+) -> None:
+    expected = np.asarray(sample.probabilities, np.float32)
+    if probabilities.shape != expected.shape:
+        raise BundleError(
+            f"{bundle.reference}: the graph gives {probabilities.size} classes, not {expected.size}"
+        )
+    difference = float(np.abs(probabilities - expected).max())
+    # A NaN compares false, so the comparison asks for what is right.
+    if not difference <= variant.golden_tolerance or probabilities.argmax() != sample.top[0]:
+        raise GoldenError(
+            f"{bundle.reference} ({variant.precision}) does not reproduce {sample.file}: "
+            f"off by {difference:.2g}, allowed {variant.golden_tolerance:.2g}"
+        )

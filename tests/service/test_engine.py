@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service.engine import Engine
+from service.engine import Engine, blame
 from service.errors import BundleError, ProviderError
 
 
@@ -49,6 +49,33 @@ def test_a_file_that_is_no_model_is_one_clear_error(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(BundleError, match=r"model\.onnx"):
         Engine(file, provider="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "running Conv node. cuda_call.cc:121 CUDA failure 2: out of memory ; GPU=0",
+            ProviderError,
+        ),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", ProviderError),
+        ("Failed to allocate memory for requested buffer of size 4096", ProviderError),
+        ("running MatMul node. Status Message: std::bad_alloc", ProviderError),
+        ("running Reshape node. Input shape:{1,10}, requested shape:{7,10}", BundleError),
+    ],
+)
+def test_a_fault_of_the_machine_is_not_one_of_the_graph(text, told):
+    with pytest.raises(told, match=r"^toy@1: .* run") as raised, blame("toy@1"):
+        raise RuntimeError(text)
+    assert text not in raised.value.without_cause
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(), BundleError("known")])
+def test_what_is_known_to_be_wrong_is_told_as_it_is(error):
+    with pytest.raises(type(error)) as raised, blame("toy@1"):
+        raise error
+    assert raised.value is error
 
 
 def test_a_provider_that_is_not_built_in_is_refused(model_file):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import json
+import re
 import shutil
 import threading
 import weakref
 
-import onnx
 import psutil
 import pytest
+from damaged_graphs import GRAPHS, NOT_TO_BE_RUN, more_memory_than_there_is, put_graph
 from machine import WORDS
 
 from service.classifier import Classifier, Options
@@ -171,37 +171,6 @@ async def test_a_broken_new_version_keeps_the_old_one_serving_and_shows_why(
     assert await ask(await start()) == 1
 
 
-def put_graph(folder, graph):
-    """Gives a bundle another graph, and a manifest that says so."""
-    manifest = json.loads((folder / "bundle.json").read_text())
-    (folder / "model.onnx").write_bytes(graph)
-    manifest["variants"][0] |= {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
-    (folder / "bundle.json").write_text(json.dumps(manifest))
-
-
-def outside_weights(graph):
-    model = onnx.load_from_string(graph)
-    for tensor in model.graph.initializer:
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="../../../etc/passwd")
-    return model.SerializeToString()
-
-
-def unknown_operator(graph):
-    model = onnx.load_from_string(graph)
-    model.graph.node[0].op_type = "Nothing"
-    return model.SerializeToString()
-
-
-GRAPHS = {
-    "no graph": lambda graph: b"<html>" * 100,
-    "half a graph": lambda graph: graph[: len(graph) // 2],
-    "weights of another file": outside_weights,
-    "an unknown operator": unknown_operator,
-}
-
-
 @pytest.mark.parametrize("damage", ["torn", "html", "empty", "gone", *GRAPHS])
 async def test_whatever_is_wrong_with_a_new_version_the_old_one_serves(
     start, ask, growing_repository, damage
@@ -221,6 +190,45 @@ async def test_whatever_is_wrong_with_a_new_version_the_old_one_serves(
     (shown,) = classifier.describe_unavailable()
     for told in (shown.reason, error.detail):
         assert WORDS.search(told) is None, told
+
+
+@pytest.mark.parametrize("damage", NOT_TO_BE_RUN)
+async def test_a_graph_that_cannot_be_run_does_not_keep_other_models_from_being_followed(
+    start, ask, growing_repository, damage, caplog
+):
+    classifier = await start(default_model=NAME)
+    bad = growing_repository.publish(1, name="bad")
+    put_graph(bad, NOT_TO_BE_RUN[damage]((bad / "model.onnx").read_bytes()))
+    growing_repository.publish(2)
+    await classifier.rollout.follow()
+    assert await ask(classifier) == 2
+    (shown,) = classifier.describe_unavailable()
+    assert (shown.name, shown.state) == ("bad", "failed")
+    assert "the graph cannot be run" in shown.reason
+    # With what ONNX Runtime says of it, or of the shape.
+    assert re.search("bad@1 is not served: .* the graph cannot be run: .+", caplog.text)
+    # It is looked at again when its files change, and is no news until then.
+    caplog.clear()
+    await classifier.rollout.follow()
+    assert "is not served" not in caplog.text
+    growing_repository.publish(1, name="bad")
+    await classifier.rollout.follow()
+    assert not classifier.describe_unavailable()
+
+
+async def test_a_graph_that_memory_is_short_for_is_tried_again(
+    start, ask, growing_repository, metrics
+):
+    classifier = await start()
+    folder = growing_repository.publish(2)
+    put_graph(folder, more_memory_than_there_is((folder / "model.onnx").read_bytes()))
+    for tries in (1, 2):
+        await classifier.rollout.follow()
+        counted = 'fivecrop_model_load_failures_total{model="digits-linear@2",reason="provider"}'
+        assert f"{counted} {tries}.0" in metrics.render()[0].decode()
+    (shown,) = classifier.describe_unavailable()
+    assert shown.reason.endswith("this machine cannot run the graph now")
+    assert await ask(classifier) == 1
 
 
 async def test_a_repository_that_went_away_changes_nothing(start, ask, growing_repository):
