@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar, Final
 
@@ -54,6 +56,7 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Runs the command; what it raises on purpose becomes one line and exit code 2."""
+        _open_closed_streams()
         try:
             return super().invoke(ctx)
         except FivecropError as error:
@@ -65,6 +68,18 @@ class CommandGroup(click.Group):
                 f"this command needs {error.name}: pip install 'fivecrop[train]', "
                 "or `make setup` in a clone"
             ) from error
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device as each standard stream that the caller has closed (`2>&-`).
+
+    The next file that is opened would get its number, and what libraries and workers write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def _find_plugins() -> dict[str, importlib.metadata.EntryPoint]:

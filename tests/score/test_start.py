@@ -129,6 +129,22 @@ def test_a_terminal_shows_a_bar_and_then_how_the_job_ended(
     assert b"done: 60 of 60 images" in last
 
 
+@pytest.mark.parametrize(("closed", "options"), [("2>&-", []), ("<&- >&- 2>&-", ["--json"])])
+def test_a_closed_standard_stream_is_the_null_device(
+    photos, tmp_path, tiny_bundle_repository, closed, options
+):
+    """The next file that is opened would be standard error to the workers and to libraries."""
+    out = tmp_path / "scores"
+    command = [Path(sys.executable).with_name("fivecrop"), "score", photos, "--workers=1"]
+    command += ["--model=digits-linear", f"--model-repository={tiny_bundle_repository}"]
+    command += [f"--out={out}", "--limit=2", *options]
+    environment = {**os.environ, "FIVECROP_MODEL_CACHE": str(tmp_path / "cache")}
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    done = subprocess.run(shell, env=environment, check=False)
+    assert done.returncode == 0
+    assert json.loads((out / "_manifest.json").read_text())["state"] == "done"
+
+
 def read_terminal(master):
     try:
         return os.read(master, 65536)
