@@ -99,7 +99,9 @@ class GuardedServices(grpc.GenericRpcHandler):
         self._metrics.observe_request(
             transport="grpc", route=method, code=error.code.value, seconds=0.0
         )
-        offered = dict(context.invocation_metadata() or ()).get(HEADER)
+        # A call that was opened has its id: the client was promised it, and the access log has it.
+        known = context.trailing_metadata() or context.invocation_metadata() or ()
+        offered = dict(known).get(HEADER)
         request_id = take_request_id(offered if isinstance(offered, str) else None)
         if error.code is ErrorCode.INTERNAL:
             logger.error("unexpected error, request %s", request_id, exc_info=error.__cause__)

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from bad_requests import RANDOM
+from failing import Babbling
 
 from service.http_api import build_http_app
 from service.log import configure_log
@@ -246,3 +247,16 @@ async def test_a_refused_call_leaves_nothing_of_its_image_either(served, capsys,
     await send(served, method, request)
     line = check_line(capsys, BROKEN, REQUEST)
     assert line["code"] == "unsupported_media"
+
+
+async def test_a_call_whose_answer_cannot_be_told_has_one_id_wherever_it_is_named(
+    serving_grpc, metrics, make_settings, capsys
+):
+    configure_log("debug", "json")
+    async with serving_grpc(Babbling(), metrics, make_settings(access_log=True)) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ImageClassifierStub(served.channel).Classify(messages.ClassifyRequest(image=b"x"))
+    told = dict(refused.value.trailing_metadata())["x-request-id"]
+    access, error = [json.loads(one) for one in capsys.readouterr().err.splitlines()]
+    assert access["request_id"] == told
+    assert error["message"].endswith(f"unexpected error, request {told}")
