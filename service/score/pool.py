@@ -110,9 +110,9 @@ class ProcessLink:
 
     def close(self) -> None:
         """Ends the process."""
-        self.connection.close()
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            self._process.kill()  # first: one that is hung up on ends by itself
+        self.connection.close()
         self._process.wait()
 
     def tell_death(self) -> str:

@@ -85,22 +85,32 @@ class _ReadAhead:
 
 def run_worker(connection: Connection) -> None:
     """Answers chunks until the other end is closed."""
-    setup: Setup = connection.recv()
+    try:
+        setup: Setup = connection.recv()
+    except (EOFError, OSError):
+        return  # the job ended, or died, before it knew what to score with
     try:
         scorer = Scorer(read_bundle(setup.bundle_folder), setup.options, setup.settings)
         scorer.prove(setup.golden)
     except FivecropError as error:
-        connection.send(Refused(" ".join(str(error).split())))
+        _send(connection, Refused(" ".join(str(error).split())))
         return
-    connection.send(Ready(provider=scorer.engine.provider, variant=scorer.variant.precision))
+    _send(connection, Ready(provider=scorer.engine.provider, variant=scorer.variant.precision))
     ahead = _ReadAhead(connection, Reader(setup.settings.max_body_bytes))
     rows: list[Row] = []
     while True:
         fetched = ahead.take()
         rows.append(scorer.score_read(fetched.entry, fetched.data))
         if fetched.is_last:
-            connection.send(Answer(fetched.number, rows, scorer.spent))
+            _send(connection, Answer(fetched.number, rows, scorer.spent))
             rows, scorer.spent = [], Spent()
+
+
+def _send(connection: Connection, message: Ready | Refused | Answer) -> None:
+    try:
+        connection.send(message)
+    except OSError:
+        os._exit(0)  # the job ended, or died: nobody waits for it
 
 
 def main() -> None:

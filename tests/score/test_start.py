@@ -56,6 +56,36 @@ def test_workers_end_with_a_job_that_cannot_begin(with_workers, score, photos, e
     assert events[0].connection.closed
 
 
+@pytest.mark.parametrize("is_told", [False, True], ids=["waits for work", "loads"])
+def test_a_worker_whose_job_is_gone_ends_quietly(
+    make_options, tiny_bundle_repository, capfd, is_told
+):
+    """As after `kill -9` of the job; one traceback for each worker told nobody anything."""
+    (folder,) = (tiny_bundle_repository / "digits-linear").iterdir()
+    setup = Setup(
+        bundle_folder=folder, options=make_options(), settings=Settings(), golden=slice(None)
+    )
+    link = ProcessLink()
+    if is_told:
+        link.send(setup)
+    link.connection.close()
+    assert link.tell_death() == "exit code 0"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_worker_is_killed_before_it_could_end_by_itself(monkeypatch):
+    link = ProcessLink()
+    hang_up = link.connection.close
+
+    def hang_up_and_wait():
+        hang_up()
+        link.tell_death()
+
+    monkeypatch.setattr(link.connection, "close", hang_up_and_wait)
+    link.close()
+    assert link.tell_death() == "signal 9"
+
+
 def test_a_bundle_is_read_once_for_the_whole_job(score, photos, monkeypatch):
     score(photos, "first", limit=1)  # copies it, and proves what it read and what it wrote
     read = Counter()
