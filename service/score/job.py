@@ -28,6 +28,7 @@ from service.score.options import ScoreOptions
 from service.score.pool import Scored
 from service.score.progress import Progress
 from service.score.row import Row, Stamp, tabulate
+from service.score.storage import Unreachable
 from service.score.tables import import_pyarrow
 from service.score.transport import Connect
 from service.settings import Settings
@@ -117,7 +118,11 @@ class _Job:
     ) -> Summary:
         fingerprint = self._inputs.fingerprint()
         everything = Needs(limit=self._options.limit, shard=self._options.split_shard())
-        if next(self._inputs.entries(everything), None) is None:
+        try:
+            first = next(self._inputs.entries(everything), None)
+        except Unreachable as error:
+            raise ScoreError(str(error)) from error
+        if first is None:
             raise ScoreError("no inputs found: the tables or shards are empty")
         ready = self._engine.wait_ready()
         identity = {
@@ -148,6 +153,8 @@ class _Job:
             if lock.is_lost:
                 raise JobFailed(f"{self._folder.address}: another job took it over")
             return Summary(state=state, out=self._folder.address, progress=progress)
+        except Unreachable as error:
+            raise JobFailed(f"{error}; what was written stays, go on with --resume") from error
         finally:
             lock.release()
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from service.errors import ErrorCode, RequestError
+from service.errors import ErrorCode, FivecropError, RequestError
 from service.score.entry import Broken, Entry, File, Inline, Span
-from service.score.errors import JobFailed, ReadCode, ScoreError
+from service.score.errors import ReadCode, ScoreError
 
 # A remote read is tried this often; the pauses between grow from the first, and are spread.
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE_S: Final = 0.25
+# What says that a store cannot do it; what is derived from them may be an answer cut short (JSON).
+_CANNOT: Final = (ValueError, TypeError)
 
 _T = TypeVar("_T")
 
 
-class Unreachable(Exception):  # noqa: N818 - an answer, not an error, is what is missing
+class Unreachable(FivecropError):  # noqa: N818 - an answer, not an error, is what is missing
     """A store that did not answer however often it was asked."""
 
 
@@ -60,8 +62,8 @@ def open_file(address: str, block_bytes: int = 2**20) -> IO[bytes]:
     """Returns a file that is open for reading; what fails is an OSError.
 
     Raises:
-        JobFailed: A store does not answer, now or at a later read.
-        ScoreError: As `open_file_system`.
+        Unreachable: A store does not answer, now or at a later read.
+        ScoreError: As `open_file_system`; or a store cannot do what is asked of it.
     """
     if not is_url(address):
         return Path(address).open("rb")
@@ -130,18 +132,19 @@ class _RemoteFile(io.RawIOBase):
         try:
             return _try_again(attempt, _FIRST_PAUSE_S)
         except Unreachable as error:
-            raise JobFailed(
-                f"{self._url}: {error}; what was written stays, go on with --resume"
-            ) from error
+            raise Unreachable(f"{self._url}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ScoreError(f"{self._url}: {tell(error)}") from error
 
 
 def _try_again(attempt: Callable[[], _T], first_pause_s: float) -> _T:
     """Returns what an attempt at a store does, which is made again with growing pauses.
 
     Raises:
-        OSError, ScoreError: What another attempt would not change.
+        OSError, ScoreError, ValueError, TypeError: What another attempt would not change.
         Unreachable: It fails for some other reason again and again.
     """
+    last: Exception | None = None
     for number in range(_ATTEMPTS):
         if number:
             time.sleep(first_pause_s * 2 ** (number - 1) * random.uniform(1.0, 1.5))
@@ -149,8 +152,13 @@ def _try_again(attempt: Callable[[], _T], first_pause_s: float) -> _T:
             return attempt()
         except (FileNotFoundError, PermissionError, IsADirectoryError, ScoreError):
             raise
-        except Exception as error:  # noqa: BLE001 - those of these libraries share no base class
+        except Exception as error:  # those of these libraries share no base class
+            if type(error) in _CANNOT:
+                if last is None:
+                    raise
+                break  # a stream that broke cannot be read on; the next run reads it again
             last = error
+    assert last is not None
     raise Unreachable(tell(last)) from last
 
 
@@ -208,7 +216,7 @@ class Reader:
             return _try_again(attempt, self.first_pause_s)
         except FileNotFoundError as error:
             raise ReadError(ReadCode.NOT_FOUND) from error
-        except (OSError, ScoreError, Unreachable) as error:
+        except (OSError, ScoreError, ValueError, TypeError, Unreachable) as error:
             raise ReadError(ReadCode.UNREADABLE) from error
 
 

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final, Self
 
 from service.score.entry import Broken, Inline, Place, Span
-from service.score.errors import JobFailed
+from service.score.errors import ScoreError
 from service.score.needs import Needs
-from service.score.storage import is_url, open_file
+from service.score.storage import Unreachable, is_url, open_file
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # A sample of a shard has more members, its class or caption for example; these are the images.
@@ -49,7 +49,8 @@ def list_members(
         max_bytes: Members larger than that are not read.
 
     Raises:
-        JobFailed: A store stopped answering.
+        Unreachable: A store stopped answering.
+        ScoreError: A store cannot give the shard from front to back.
     """
     try:
         if is_walkable(address):
@@ -58,7 +59,7 @@ def list_members(
         else:
             with open_file(address, block_bytes=_BLOCK_BYTES) as file:
                 yield from _read(file, start, needs, max_bytes)
-    except JobFailed:
+    except (ScoreError, Unreachable):
         raise
     except Exception as error:  # noqa: BLE001 - a damaged shard is a row, like a damaged image
         yield "", Broken(f"{type(error).__name__}: {error}")

@@ -11,10 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from service.score.errors import JobFailed
+from service.score.errors import JobFailed, ScoreError
 
 
 class ShakyFile(io.BytesIO):
+    def seek(self, place, whence=0):
+        if ShakyStore.is_stream and place != self.tell():
+            raise ValueError("Cannot seek")
+        return super().seek(place, whence)
+
     def read(self, size=-1):
         if self.tell() >= ShakyStore.fails_from and ShakyStore.failures > 0:
             ShakyStore.failures -= 1
@@ -29,6 +34,7 @@ class ShakyStore(MemoryFileSystem):
     protocol = "shaky"
     store = {}  # noqa: RUF012
     failures = fails_from = 0
+    is_stream = False
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -60,7 +66,7 @@ def shards(tmp_path, picture, monkeypatch):
     ShakyStore().pipe_file("/shards/t.parquet", table.getvalue())
     names = "".join(f"{tmp_path}/{index}.png\n" for index in range(5_000))
     ShakyStore().pipe_file("/shards/l.txt", names.encode())
-    ShakyStore.failures, ShakyStore.fails_from = 0, 20_000
+    ShakyStore.failures, ShakyStore.fails_from, ShakyStore.is_stream = 0, 20_000, False
     return pauses
 
 
@@ -95,3 +101,28 @@ def test_a_store_that_stays_away_ends_the_job_and_a_resume_finds_every_image(
     assert len(read_rows()) < len(read_rows("calm"))
     assert score(f"shaky://shards/{name}", resume=True, **given).state == "done"
     assert read_rows() == read_rows("calm")
+
+
+def test_a_broken_connection_to_a_store_that_cannot_seek_ends_the_job(shards, score, read_rows):
+    """Not with what the second attempt met: the file is well, and a resume reads it again."""
+    score("shaky://shards/*.tar", "calm")
+    ShakyStore.is_stream = True
+
+    def strike():  # when the job has begun
+        ShakyStore.failures = 1
+        return False
+
+    with pytest.raises(JobFailed, match=r"reset by peer; .* go on with --resume"):
+        score("shaky://shards/*.tar", should_stop=strike, part_rows=5)
+    assert score("shaky://shards/*.tar", resume=True, part_rows=5).state == "done"
+    assert read_rows() == read_rows("calm")
+
+
+@pytest.mark.parametrize("name", ["*.tar", "t.parquet", "l.txt"])
+def test_a_store_that_is_away_from_the_start_leaves_nothing_to_go_on_with(
+    shards, score, tmp_path, name
+):
+    ShakyStore.failures, ShakyStore.fails_from = 99, 0
+    with pytest.raises(ScoreError, match=r"shards/.*: reset by peer$"):
+        score(f"shaky://shards/{name}")
+    assert not (tmp_path / "scores").exists()
