@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -17,8 +18,16 @@ from service.score.errors import ReadCode, ScoreError
 # A remote read is tried this often; the pauses between grow from the first, and are spread.
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE_S: Final = 0.25
+_CERTAIN: Final = (FileNotFoundError, PermissionError, IsADirectoryError, ScoreError)
 # What says that a store cannot do it; what is derived from them may be an answer cut short (JSON).
 _CANNOT: Final = (ValueError, TypeError)
+# What a web server says for certain; asked again it would say the same.
+_REFUSALS: Final[dict[object, type[OSError]]] = {
+    HTTPStatus.UNAUTHORIZED: PermissionError,
+    HTTPStatus.FORBIDDEN: PermissionError,  # an address that was signed for a time, too
+    HTTPStatus.NOT_FOUND: FileNotFoundError,
+    HTTPStatus.GONE: FileNotFoundError,
+}
 
 _T = TypeVar("_T")
 
@@ -150,16 +159,25 @@ def _try_again(attempt: Callable[[], _T], first_pause_s: float) -> _T:
             time.sleep(first_pause_s * 2 ** (number - 1) * random.uniform(1.0, 1.5))
         try:
             return attempt()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, ScoreError):
-            raise
         except Exception as error:  # those of these libraries share no base class
+            answer = _find_answer(error)
+            if refusal := _REFUSALS.get(getattr(answer, "status", None)):
+                raise refusal(tell(answer)) from error
+            if isinstance(answer, _CERTAIN):
+                raise
             if type(error) in _CANNOT:
                 if last is None:
                     raise
                 break  # a stream that broke cannot be read on; the next run reads it again
-            last = error
+            last = answer
     assert last is not None
     raise Unreachable(tell(last)) from last
+
+
+def _find_answer(error: Exception) -> Exception:
+    """Returns the HTTP answer behind an error; fsspec makes a FileNotFoundError of any."""
+    cause = error.__cause__
+    return cause if isinstance(cause, Exception) and hasattr(cause, "status") else error
 
 
 @dataclass(slots=True)
