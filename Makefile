@@ -14,7 +14,8 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 TAG ?= localhost/fivecrop:$(VARIANT)
 RECIPE ?= training/recipes/cifar10-airbench.toml
 SEED ?= 0
-DEFAULT_MODEL ?= cifar10-airbench
+# The bundled model is what no name means, unless the environment chooses models itself.
+DEFAULT_MODEL := $(if $(FIVECROP_MODEL_REPOSITORY)$(FIVECROP_MODELS)$(FIVECROP_DEFAULT_MODEL),,--default-model cifar10-airbench)
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -103,8 +104,8 @@ k8s-check: $(VENV)/.dev $(CHECKERS)/.installed $(VENV)/schemas/.installed ## ren
 	$(BIN)/pytest -q tests/repo/test_k8s.py tests/repo/test_k8s_rendered.py tests/repo/test_alerts.py \
 		tests/repo/test_dashboard_types.py
 
-serve: $(SERVING) ## serve exported_models (DEFAULT_MODEL is what no name means): HTTP on 3000, gRPC on 3001
-	$(BIN)/fivecrop serve --default-model $(DEFAULT_MODEL)
+serve: $(SERVING) ## serve exported_models: HTTP on 3000, gRPC on 3001
+	$(BIN)/fivecrop serve $(DEFAULT_MODEL)
 
 train: $(VENV)/.dev ## train RECIPE with SEED into runs/
 	$(BIN)/fivecrop train $(RECIPE) --seed $(SEED)
