@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
@@ -19,6 +21,7 @@ def test_nobody_there_is_one_line_and_may_be_tried_again(monkeypatch, capsys):
     def meet(_arguments):
         raise RendezvousConnectionError("The connection\nhas failed.")
 
+    monkeypatch.setattr(sys, "argv", ["fivecrop", "train", "recipe.toml"])
     monkeypatch.setattr(processes.torchrun, "run", meet)
     assert processes.run_in_processes(1, 2, "host:29500") == 1
     told = "nobody to meet at host:29500: The connection has failed."
