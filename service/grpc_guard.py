@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, Never, TypeVar
 
 import grpc
@@ -101,10 +102,11 @@ def _guard_unary(behaviour: Any, refuse: Refuse, limit: TimeLimit) -> Any:
 
 
 def _guard_stream(behaviour: Any, refuse: Refuse) -> Any:
-    async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
+    @asynccontextmanager
+    async def reading(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[_Messages]:
         messages = _Messages(requests)
         try:
-            await behaviour(messages, context)
+            yield messages
         except AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - told by `refuse`
@@ -112,19 +114,16 @@ def _guard_stream(behaviour: Any, refuse: Refuse) -> Any:
         if messages.has_malformed:
             await refuse(context, _MALFORMED)
 
+    async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
+        async with reading(requests, context) as messages:
+            await behaviour(messages, context)
+
     async def guarded_generator(
         requests: AsyncIterator[Any], context: Context
     ) -> AsyncIterator[Any]:
-        messages = _Messages(requests)
-        try:
+        async with reading(requests, context) as messages:
             async for answer in behaviour(messages, context):
                 yield answer
-        except AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - told by `refuse`
-            await refuse(context, _unforeseen(error))
-        if messages.has_malformed:
-            await refuse(context, _MALFORMED)
 
     return guarded_generator if inspect.isasyncgenfunction(behaviour) else guarded
 

@@ -69,7 +69,11 @@ class Paced:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Has nothing to put back."""
+        """Stops showing."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Puts back what was changed to show it: nothing, unless a display says what."""
 
     def is_time(self) -> bool:
         """Whether the last call that was let through is long enough ago."""

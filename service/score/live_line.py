@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
@@ -31,12 +30,7 @@ class LiveLine(Paced):
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         """Takes the bar away."""
         self._bar.stop()
 
@@ -52,5 +46,5 @@ class LiveLine(Paced):
 
     def conclude(self, summary: Summary) -> None:
         """Writes how the job ended."""
-        self._bar.stop()
+        self.stop()
         Lines().conclude(summary)
