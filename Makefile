@@ -8,8 +8,8 @@ CLIENTS := $(VENV)/clients
 CHECKERS := $(VENV)/checkers
 # A machine whose NVIDIA driver answers gets the GPU build of ONNX Runtime.
 VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-# The development environment serves too.
-SERVING := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.$(VARIANT))
+# The development environment serves too, on a CPU.
+SERVING := $(VENV)/.$(if $(wildcard $(VENV)/.dev),$(VARIANT:cpu=dev),$(VARIANT))
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 TAG ?= localhost/fivecrop:$(VARIANT)
 RECIPE ?= training/recipes/cifar10-airbench.toml
@@ -33,9 +33,13 @@ $(VENV)/.tools: requirements/tools.txt
 # .venv/.cpu and .venv/.gpu serve; .venv/.dev also trains, tests and measures.
 $(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.tools
 	@echo "installing requirements/$*.txt into $(VENV)" >&2
+	$(if $(filter gpu,$*),$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-gpu)
 	$(INSTALL) --require-hashes -r $<
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Both builds of ONNX Runtime are one folder: that for GPUs goes where the other was, and stays.
+$(VENV)/.gpu: $(wildcard $(VENV)/.dev)
 
 # Ray comes on top of the development environment, with the same versions of everything else.
 $(VENV)/.ray: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import cast
@@ -31,6 +32,7 @@ class Options:
         top_k: Predictions wanted, at least 1; more than there are classes gives all of them.
         tta: Test-time augmentation policy.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
+        asked_at: Time of the monotonic clock that `timeout_ms` counts from; None is now.
         priority: `high`, `normal` or `low`.
         embedding: Ask for the features that the classifier reads.
         coverage: Ask for the set of labels that holds the right one with this probability.
@@ -41,6 +43,7 @@ class Options:
     top_k: int = 5
     tta: str = "none"
     timeout_ms: float | None = None
+    asked_at: float | None = field(default=None, compare=False)
     priority: str = Priority.NORMAL
     coverage: float | None = None
     embedding: bool = False
@@ -62,11 +65,15 @@ class Options:
             raise RequestError(
                 ErrorCode.INVALID_ARGUMENT, f"priority must be one of {', '.join(Priority)}"
             )
-        return cast("TtaPolicy", self.tta), _seconds_left(self.timeout_ms, default_timeout_ms)
+        return cast("TtaPolicy", self.tta), _seconds_left(self, default_timeout_ms)
 
 
-def _seconds_left(asked_ms: float | None, default_ms: float) -> float:
-    timeout_ms = default_ms if asked_ms is None else asked_ms
+def _seconds_left(options: Options | ExplainOptions, default_ms: float) -> float:
+    timeout_ms = options.timeout_ms
+    if timeout_ms is None:
+        timeout_ms = default_ms
+    elif options.asked_at is not None:
+        timeout_ms -= 1000 * (time.monotonic() - options.asked_at)
     if math.isnan(timeout_ms):
         raise RequestError(ErrorCode.INVALID_ARGUMENT, "the timeout is not a number")
     if timeout_ms <= 0:
@@ -155,6 +162,7 @@ class ExplainOptions:
         index: The class to explain; None is the best one.
         method: `cam`, `occlusion`, or `auto` for the first that the model has.
         timeout_ms: Time left until the answer is worthless; None is the server's default.
+        asked_at: Time of the monotonic clock that `timeout_ms` counts from; None is now.
         has_overlay: Also draw the picture.
     """
 
@@ -162,6 +170,7 @@ class ExplainOptions:
     index: int | None = None
     method: str = "auto"
     timeout_ms: float | None = None
+    asked_at: float | None = field(default=None, compare=False)
     has_overlay: bool = False
 
     def check(self, default_timeout_ms: float) -> float:
@@ -170,7 +179,7 @@ class ExplainOptions:
         Raises:
             RequestError: `invalid_argument` for what has no meaning, `deadline_exceeded`.
         """
-        return _seconds_left(self.timeout_ms, default_timeout_ms)
+        return _seconds_left(self, default_timeout_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

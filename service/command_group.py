@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar, Final
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from service.errors import FivecropError, StartError
 
@@ -22,7 +23,8 @@ class OneLineError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Writes the line to standard error."""
-        click.echo(f"fivecrop: error: {self.format_message()}", err=True, file=file)
+        text = " ".join(self.format_message().split())
+        click.echo(f"fivecrop: error: {text}", err=True, file=file)
 
 
 class CommandGroup(click.Group):
@@ -54,13 +56,22 @@ class CommandGroup(click.Group):
             with formatter.section("Train (each tells more with --help)"):
                 formatter.write_text(", ".join(plugins))
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Reads the command line; what is wrong with it is one line."""
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
     def invoke(self, ctx: click.Context) -> object:
         """Runs the command; what it raises on purpose becomes one line and exit code 2."""
         _open_closed_streams()
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
         except FivecropError as error:
-            raise OneLineError(" ".join(str(error).split())) from error
+            raise OneLineError(str(error)) from error
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] in ("", "service", "training"):
                 raise
@@ -68,6 +79,14 @@ class CommandGroup(click.Group):
                 f"this command needs {error.name}: pip install 'fivecrop[train]', "
                 "or `make setup` in a clone"
             ) from error
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    """Returns the error without the usage that click prints above it; help that is due stays."""
+    if isinstance(error, NoArgsIsHelpError):
+        return error
+    command = "fivecrop" if error.ctx is None else error.ctx.command_path
+    return OneLineError(f"{error.format_message()} See {command} --help.")
 
 
 def _open_closed_streams() -> None:

@@ -71,6 +71,8 @@ def worker_environment(settings: Settings, scratch: Path) -> dict[str, str]:
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_folder.absolute())
     # BentoML makes five folders under its home; by default in the home of the user.
     environment.setdefault("BENTOML_HOME", str(scratch.absolute() / "bentoml"))
+    # gRPC's core writes lines of its own about what strangers send; its errors come as exceptions.
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
     # NumPy's BLAS is not used for anything here, yet would start a thread for each core.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     return environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -62,7 +63,7 @@ def read_options(query: bytes, headers: Mapping[bytes, bytes]) -> Options:
 
 def _read_integer(name: str, text: str) -> int:
     if not _INTEGER.fullmatch(text):
-        raise _invalid(f"{name} is not a whole number")
+        raise _invalid(f"{name} is not a whole number of up to ten digits")
     return int(text)
 
 
@@ -77,6 +78,8 @@ def _read_timeout(headers: Mapping[bytes, bytes], given: dict[str, Any]) -> None
         if not _NUMBER.fullmatch(timeout_ms):
             raise _invalid("X-Request-Timeout-Ms is not a number of milliseconds")
         given["timeout_ms"] = float(timeout_ms)
+        # The client waits while it sends its body, too.
+        given["asked_at"] = time.monotonic()
 
 
 def _read_query(query: bytes, names: frozenset[str]) -> dict[str, Any]:

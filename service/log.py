@@ -23,14 +23,19 @@ logger = logging.getLogger("service")
 def configure_log(level: str, form: LogFormat = "text") -> None:
     """Sends the records of `service` to standard error at `level`; others only from warnings up.
 
-    Called once by a composition root. Pillow warns about metadata that is none of our business
-    (broken EXIF, for example) once for each such upload, so those are silenced.
+    Others that a host sends somewhere take the same form. Called once by a composition root. The
+    parser of forms warns of what a stranger sends, which is counted and not logged. Pillow warns
+    about metadata that is none of our business (broken EXIF, for example) once for each such
+    upload, so those are silenced.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
     logger.handlers = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+    for other in logging.getLogger().handlers:
+        other.setFormatter(handler.formatter)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"PIL(\..*)?")
 
 

@@ -117,6 +117,7 @@ def load_model(
         )
     with blame(bundle.reference):
         good_batch_views = engine.warm_up()
+    _prove_outputs(bundle, engine)
     prove_golden(bundle, variant, engine)
     on_gpu = engine.provider == "cuda"
     delay_ms = _GPU_MAX_BATCH_DELAY_MS if on_gpu else _CPU_MAX_BATCH_DELAY_MS
@@ -223,6 +224,20 @@ def _choose_variant(bundle: Bundle, choice: VariantChoice, provider: Provider) -
         wanted = "fp32" if choice is VariantChoice.AUTO else choice.value
         raise BundleError(f"{bundle.reference} has no {wanted} variant")
     return variant
+
+
+def _prove_outputs(bundle: Bundle, engine: Engine) -> None:
+    """Proves that the graph has every output of the manifest; golden samples ask for one alone."""
+    views = np.zeros((1, *engine.input_size, 3), np.uint8)
+    outputs = bundle.manifest.outputs
+    with blame(bundle.reference):
+        found = engine.run_outputs(views, [output.name for output in outputs])
+    for output, values in zip(outputs, found, strict=True):
+        if values.shape != (1, *output.shape):
+            raise BundleError(
+                f"{bundle.reference}: the graph's {output.name} has the shape "
+                f"{list(values.shape[1:])}, not {list(output.shape)}"
+            )
 
 
 def prove_golden(

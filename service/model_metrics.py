@@ -77,7 +77,7 @@ class ModelMetrics:
         self._last_image_of = cache(last_image.labels)
         self._batch_of = cache(
             lambda reference, views: (
-                batch_views.labels(reference),
+                batch_views.labels(reference.partition("@")[0]),
                 batches.labels(*reference.split("@"), views),
                 batch_seconds.labels(*reference.split("@"), views, "decode"),
                 batch_seconds.labels(*reference.split("@"), views, "infer"),

@@ -129,12 +129,13 @@ class Models:
             if reference is None and self._default is None and self._models:
                 raise RequestError(
                     ErrorCode.INVALID_ARGUMENT,
-                    "several models are served: name one of those that /v1/models lists, or let "
-                    "the server have a default (--default-model)",
+                    "several models are served: name one (/v1/models, over gRPC the rpc Models, "
+                    "lists them), or let the server have a default (--default-model)",
                 )
             raise RequestError(
                 ErrorCode.MODEL_NOT_FOUND,
-                "no such model or version is served; /v1/models lists those that are",
+                "no such model or version is served; /v1/models, over gRPC the rpc Models, lists "
+                "those that are",
             )
         return model
 

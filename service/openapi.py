@@ -262,8 +262,8 @@ def _classify_bodies(settings: Settings) -> Document:
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {"image": {**several, "items": binary}},
-                "required": ["image"],
+                "properties": {name: {**several, "items": binary} for name in ("image", "file")},
+                "anyOf": [{"required": ["image"]}, {"required": ["file"]}],
                 "additionalProperties": False,
             }
         },

@@ -66,7 +66,8 @@ def describe_options(settings: Settings) -> list[Document]:
         describe_parameter(
             "X-Request-Timeout-Ms",
             "header",
-            "Deadline in milliseconds; an image that waits longer is never computed.",
+            "Deadline in milliseconds from the request's head on; an image that waits longer is "
+            "never computed.",
             {"type": "number", "exclusiveMinimum": 0, "default": settings.default_timeout_ms},
         ),
     ]

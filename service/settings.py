@@ -39,7 +39,10 @@ class VariantChoice(StrEnum):
 class Settings(CaptureSettings, DoorSettings):
     """What an operator may choose. Facts of a model are never settings: its bundle holds them."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    # An empty variable is how a ConfigMap or a compose file says "not set".
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     model_repository: Path | str = Field(
         Path("exported_models"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
+import grpc
 import httpx
 import pytest
 from otlp_collector import OtlpCollector
@@ -34,15 +35,34 @@ def test_server_of_two_workers_can_be_watched(start_server, image, wait_until, e
         assert httpx.post(f"{url}/v1/classify", content=image, headers=headers).is_success
         check_access_log(server, wait_until)
         check_exemplars(url, wait_until)
+        send_malformed_form(url)
+        send_compressed_call(server.grpc_port)
         check_log_level(server, wait_until)
         code, _ = end_in_order(server)
         assert code == 0
         # The last spans are sent before the worker ends.
-        (root,) = [span for span in collector.spans if span.kind == span.SPAN_KIND_SERVER]
-        assert root.trace_id.hex() == TRACE
+        roots = [span for span in collector.spans if span.kind == span.SPAN_KIND_SERVER]
+        assert TRACE in [root.trace_id.hex() for root in roots]
     # Every line is JSON but the one that is for whoever started the server.
     plain = [line for line in server.stderr.splitlines() if not line.startswith("{")]
     assert [line for line in plain if not line.startswith("fivecrop is ready")] == []
+    assert {line["logger"].partition(".")[0] for line in read_log(server)} == {"service"}
+
+
+def send_malformed_form(url):
+    """Its parser has a log of its own."""
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert httpx.post(f"{url}/v1/classify", content=b"hello", headers=headers).status_code == 400
+
+
+def send_compressed_call(port):
+    """gRPC's core has a log too."""
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{port}", compression=grpc.Compression.Gzip) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        channel.unary_unary("/fivecrop.v1.ImageClassifier/Classify")(bytes(5000), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def check_access_log(server, wait_until):

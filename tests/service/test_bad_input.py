@@ -225,6 +225,19 @@ async def test_an_image_whose_deadline_passes_in_the_queue_is_never_computed(edg
     assert sum(edges.model.batches) == 3
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/explain"])
+async def test_the_deadline_runs_while_the_body_is_sent(edges, path):
+    async def send_slowly():
+        yield JPEG[:100]
+        await asyncio.sleep(0.3)
+        yield JPEG[100:]
+
+    headers = {"x-request-timeout-ms": "200"}
+    response = await edges.http.post(path, content=send_slowly(), headers=headers)
+    assert read_http_code(response) == "deadline_exceeded"
+    assert edges.model.batches == []
+
+
 async def test_a_cancelled_call_is_never_computed_and_its_neighbours_are(edges):
     blocked = await block(edges)
     neighbours = [asyncio.create_task(ask(edges, JPEG)) for ask in (ask_http, ask_grpc)]

@@ -26,7 +26,7 @@ from service.settings import ProviderChoice, Settings
 @pytest.fixture
 def run():
     def invoke(*arguments):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+        return CliRunner().invoke(main, [str(one) for one in arguments], prog_name="fivecrop")
 
     return invoke
 
@@ -127,6 +127,30 @@ def test_impossible_option_is_one_line_and_exit_code_2(run, served, option, valu
     assert result.stderr.startswith(f"fivecrop: error: {text}")
     assert result.stderr.count("\n") == 1
     assert served == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--nope"], "No such option '--nope'. See fivecrop --help."),
+        (["nope"], "No such command 'nope'. See fivecrop --help."),
+        (["serve", "--http-prt"], "No such option '--http-prt'. (Did you mean one of: "),
+        (["score", "--out"], "Option '--out' requires an argument."),
+        (["models", "lod"], "No such command 'lod'. (Did you mean one of: 'load'"),
+        (["models", "load"], "Missing argument 'NAME[@VERSION]'. See fivecrop models load --help."),
+    ],
+)
+def test_misspelt_command_line_is_one_line_and_exit_code_2(run, arguments, text):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"fivecrop: error: {text}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_group_without_a_command_shows_its_help(run):
+    assert "Usage: " in run().output
+    assert "keys" in run().output
+    assert "Usage: " in run("keys").output
 
 
 def test_unknown_variable_is_refused_by_name(run, served, monkeypatch):

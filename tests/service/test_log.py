@@ -38,6 +38,17 @@ def test_json_line_holds_the_message_and_the_traceback(capsys):
     assert "ZeroDivisionError" in line["exception"]
 
 
+def test_a_librarys_warning_has_the_form_of_ours(capsys):
+    logging.getLogger().addHandler(of_host := logging.StreamHandler())
+    try:
+        configure_log("info", "json")
+        logging.getLogger("library").warning("take care")
+    finally:
+        logging.getLogger().removeHandler(of_host)
+    (line,) = read_lines(capsys)
+    assert (line["logger"], line["message"]) == ("library", "take care")
+
+
 def test_level_goes_to_debug_and_back(capsys):
     configure_log("warning")
     for _ in range(2):

@@ -20,6 +20,14 @@ def test_labels_beyond_the_bound_are_counted_as_other():
     assert "bird" not in text
 
 
+def test_batches_are_counted_under_the_name_that_other_metrics_have():
+    metrics = Metrics()
+    metrics.models.observe_batch("m@2", 3, decode_s=0.1, infer_s=0.2)
+    text = metrics.render()[0].decode()
+    assert 'fivecrop_batch_views_count{model="m"} 1.0' in text
+    assert 'fivecrop_batches_total{model="m",version="2",views="3"} 1.0' in text
+
+
 def test_rejections_are_shown_before_the_first_one():
     text = Metrics().render()[0].decode()
     for reason in get_args(RejectReason):

@@ -166,6 +166,14 @@ DAMAGE = {
         ),
         "input is not 16x16",
     ),
+    "an output that the graph has not": (
+        lambda f: edit(f, lambda m: m["outputs"].append({"name": "cam", "shape": [10, 8, 8]})),
+        "the graph cannot be run",
+    ),
+    "an output of another shape": (
+        lambda f: edit(f, lambda m: (m["outputs"][1].update(shape=[32]), m.update(reference=None))),
+        r"the graph's embedding has the shape \[64\], not \[32\]",
+    ),
     "no fp32 variant": (
         lambda f: edit(
             f, lambda m: (m["variants"][0].update(precision="int8"), m.update(metrics=[]))

@@ -99,3 +99,10 @@ def test_a_misspelt_setting_is_refused_although_there_are_services(monkeypatch, 
     monkeypatch.setenv(name, "1")
     with pytest.raises(SettingsError, match=f"unknown setting {name}$"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_variable_that_is_set_and_empty_is_one_that_is_not_set(shell, name):
+    """As in a ConfigMap; an empty path would otherwise be the current folder."""
+    shell.setenv(f"FIVECROP_{name.upper()}", "")
+    assert load_settings() == Settings()
