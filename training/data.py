@@ -93,7 +93,10 @@ class Dataset:
             cell = self.images[index]
             # A table of any size behind a URL is not fetched for this: where it is has to do.
             is_cell = isinstance(cell, ParquetCell)
-            image = repr(cell).encode() if is_cell else self.image_bytes(index)
+            try:
+                image = repr(cell).encode() if is_cell else self.image_bytes(index)
+            except OSError as error:
+                raise TrainingError(f"{self.name}: image {index}: {error}") from error
             digest.update(b"%d %d " % (label, len(image)))
             digest.update(image)
         return digest.hexdigest()
@@ -251,7 +254,7 @@ def decode_views(dataset: Dataset, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Return the one view of every image that is served, uint8 [N, H, W, 3] RGB.
 
     Raises:
-        TrainingError: an image is refused by the served decoder; the message says which and why.
+        TrainingError: an image cannot be read or is refused by the served decoder, and why.
     """
     crop = preprocess.crop
     views = np.empty((len(dataset), crop.height, crop.width, 3), np.uint8)
@@ -259,7 +262,7 @@ def decode_views(dataset: Dataset, preprocess: Preprocess) -> NDArray[np.uint8]:
     for index in range(len(dataset)):
         try:
             views[index] = prepare(dataset.image_bytes(index), preprocess, limits=limits).views[0]
-        except RequestError as error:
+        except (RequestError, OSError) as error:
             raise TrainingError(f"{dataset.name}: image {index}: {error}") from error
     return views
 

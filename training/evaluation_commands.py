@@ -38,7 +38,7 @@ _json_option = click.option("--json", "is_json", is_flag=True, help="Print one J
     type=click.Choice(["arithmetic", "geometric"]),
     default="arithmetic",
     show_default=True,
-    help="How views are averaged.",
+    help="How views are averaged; what is served is always the arithmetic mean.",
 )
 @click.option(
     "--variant", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,9 +88,8 @@ def import_bundle(
     given, tag = read_settings(request.preprocess)
     published = find_weights(request.architecture, tag)
     _check_request(request, published, tag, len(labels))
-    input_recipe = build_input(
-        request.architecture, {**_known_settings(request, published), **given}
-    )
+    known = _known_settings(request, published, given)
+    input_recipe = build_input(request.architecture, {**known, **given})
     images = load_images(request.images, labels) if request.images else sample_photographs(labels)
     if on_stage is not None:
         on_stage(f"weights of {request.architecture}")
@@ -170,17 +170,27 @@ def _check_request(
             f"{request.architecture} {default.tag} tells {default.classes} classes apart, "
             f"{request.labels} names {classes}"
         )
+    if request.is_licence_accepted or request.licence:
+        return
     licence = default.licence
-    if licence not in FREE_LICENCES and not request.is_licence_accepted and not request.licence:
+    if not is_download and any(one.licence != licence for one in published):
+        raise TrainingError(
+            f"{request.architecture}: licences differ between its published weights; say whose the "
+            f"file is: --preprocess TAG, one of {', '.join(one.tag for one in published)}; or its "
+            "own: --licence"
+        )
+    if licence not in FREE_LICENCES:
         raise TrainingError(
             f"{request.architecture} {default.tag} has the licence {licence!r}, which may forbid "
             "commercial use; --accept-licence imports it all the same"
         )
 
 
-def _known_settings(request: ImportRequest, published: list[PublishedWeights]) -> dict[str, object]:
+def _known_settings(
+    request: ImportRequest, published: list[PublishedWeights], given: Mapping[str, Any]
+) -> dict[str, object]:
     if request.weights is not None:
-        return dict(sure_settings(request.architecture, published))
+        return dict(sure_settings(request.architecture, published, given))
     return dict(published[0].settings) if published else {}
 
 
@@ -207,7 +217,10 @@ def _licence(request: ImportRequest, published: list[PublishedWeights]) -> str:
         return request.licence
     if request.random_seed is not None:
         return "cc0-1.0"
-    return published[0].licence if published else "unknown"
+    # A file may be of any tag; what is downloaded is of the first.
+    candidates = published[:1] if request.weights is None else published
+    licences = {one.licence for one in candidates}
+    return licences.pop() if len(licences) == 1 else "unknown"
 
 
 def _describe_import(

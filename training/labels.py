@@ -23,8 +23,9 @@ def read_labels(path: Path) -> tuple[Label, ...]:
         TrainingError: The file cannot be read, or is not such a list.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix == ".json" else text.strip().splitlines()
+        # With the mark that editors of Windows put first; a name may hold any space but a new line.
+        text = path.read_text(encoding="utf-8-sig")
+        entries = json.loads(text) if path.suffix == ".json" else text.strip().split("\n")
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror}") from error
     except ValueError as error:

@@ -78,21 +78,32 @@ def find_weights(architecture: str, tag: str | None = None) -> list[PublishedWei
     return tagged
 
 
-def sure_settings(architecture: str, candidates: list[PublishedWeights]) -> Settings:
+def sure_settings(
+    architecture: str, candidates: list[PublishedWeights], given: Settings
+) -> Settings:
     """Returns the preprocessing that all candidates share; nothing when there are none.
 
     For weights from a file, whose tag nobody told: taking the default's would be wrong in silence.
+    They may be nobody's published ones, so what is `given` is not asked of the candidates.
 
     Raises:
-        TrainingError: They differ.
+        TrainingError: They differ in something that is not given.
     """
-    if any(one.settings != candidates[0].settings for one in candidates):
+    told = {key.removesuffix("_255") for key in given}
+    known = [
+        {key: value for key, value in one.settings.items() if key not in told} for one in candidates
+    ]
+    differing = {
+        key for one in known for key in {*one, *known[0]} if one.get(key) != known[0].get(key)
+    }
+    if differing:
         tags = ", ".join(one.tag for one in candidates)
         raise TrainingError(
-            f"{architecture}: preprocessing differs between its published weights; "
-            f"say whose the file is: --preprocess TAG, one of {tags}"
+            f"{architecture}: preprocessing differs between its published weights; say whose the "
+            f"file is: --preprocess TAG, one of {tags}; or, if it is yours, --preprocess "
+            + " ".join(f"{key}=..." for key in sorted(differing))
         )
-    return candidates[0].settings if candidates else {}
+    return known[0] if known else {}
 
 
 def read_settings(values: Iterable[str]) -> tuple[dict[str, Any], str | None]:
@@ -137,7 +148,11 @@ def build_input(architecture: str, settings: Settings) -> InputRecipe:
             f"give --preprocess {' '.join(f'{key}=...' for key in missing)}"
         )
     crop = scaled["crop"]
-    height, width = crop if isinstance(crop, list | tuple) else (crop, crop)
+    if not isinstance(crop, list | tuple):
+        crop = (crop, crop)
+    if len(crop) != 2:
+        raise TrainingError("--preprocess crop: needs one number, or HEIGHT,WIDTH")
+    height, width = crop
     try:
         return InputRecipe(
             preprocess=Preprocess(

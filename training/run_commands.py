@@ -171,7 +171,7 @@ def _read_weights(arch: str, weights: Path, preprocess: tuple[str, ...], labels:
 
     names = tuple(label.name for label in read_labels(labels))
     given, tag = read_settings(preprocess)
-    known = sure_settings(arch, find_weights(arch, tag))
+    known = sure_settings(arch, find_weights(arch, tag), given)
     net = build_model(arch, classes=len(names), weights=load_weights(weights))
     return Subject(net=net.eval(), input=build_input(arch, {**known, **given}), class_names=names)
 

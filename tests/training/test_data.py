@@ -157,6 +157,18 @@ def test_an_image_that_serving_would_refuse_stops_training_by_its_index(tmp_path
         decode_views(dataset, PREPROCESS)
 
 
+def test_a_file_that_cannot_be_read_is_told_by_its_index(tmp_path):
+    for name in ("cat", "dog"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.png").symlink_to(tmp_path / "gone.png")
+    dataset = load_folder(tmp_path, split="train")
+    with pytest.raises(TrainingError, match=r"image 0: .*No such file"):
+        decode_views(dataset, PREPROCESS)
+    with pytest.raises(TrainingError, match=r"image 0: .*No such file"):
+        _ = dataset.fingerprint
+
+
 @pytest.mark.data
 def test_cifar10_validation_reads_whole(shared_data):
     names = load_class_names(shared_data / "cifar10-classes.json")

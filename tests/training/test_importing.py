@@ -38,13 +38,23 @@ TEN = tuple(Label(name=str(index)) for index in range(10))
         ("a.json", '[{"name": "cat"}, {"name": "dog"}]'),
         ("a.json", '[{"index": 0, "wnid": "n1", "name": "cat"}, {"index": 1, "name": "dog"}]'),
         ("a.txt", "cat\ndog\n"),
+        ("a.txt", "\ufeffcat\r\ndog\r\n"),
+        ("a.json", '\ufeff["cat", "dog"]'),
     ],
 )
 def test_labels_are_read_from_every_layout(tmp_path, file, content):
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_text(content, encoding="utf-8", newline="")
     labels = read_labels(tmp_path / file)
     assert [label.name for label in labels] == ["cat", "dog"]
     assert labels[0].id == ("n1" if "wnid" in content else None)
+
+
+def test_a_name_may_hold_any_space_but_a_new_line(tmp_path):
+    (tmp_path / "a.txt").write_text("one\u2028cat\ndog\x1cand\n", encoding="utf-8")
+    assert [label.name for label in read_labels(tmp_path / "a.txt")] == [
+        "one\u2028cat",
+        "dog\x1cand",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +152,27 @@ def test_torchvision_states_the_preprocessing_of_each_tag(tag):
 
 def test_weights_of_unknown_tag_are_not_guessed_when_it_matters():
     with pytest.raises(TrainingError, match="one of IMAGENET1K_V2, IMAGENET1K_V1"):
-        sure_settings("torchvision:resnet50", find_weights("torchvision:resnet50"))
-    assert sure_settings("torchvision:resnet18", find_weights("torchvision:resnet18"))
+        sure_settings("torchvision:resnet50", find_weights("torchvision:resnet50"), {})
+    assert sure_settings("torchvision:resnet18", find_weights("torchvision:resnet18"), {})
+
+
+def test_weights_of_ones_own_need_only_what_published_ones_differ_in():
+    published = find_weights("torchvision:resnet50")
+    with pytest.raises(TrainingError, match="if it is yours, --preprocess resize="):
+        sure_settings("torchvision:resnet50", published, {"mean_255": (0, 0, 0)})
+    known = sure_settings("torchvision:resnet50", published, {"resize": 256, "mean_255": (0, 0, 0)})
+    assert known["crop"] == (224, 224)
+    assert "mean" not in known
+
+
+def test_a_file_is_not_given_the_licence_of_other_weights(repository, thousand_labels, tmp_path):
+    """All tags of this network share their preprocessing, and some are not free."""
+    (tmp_path / "w.safetensors").touch()
+    result = run_import(
+        *(repository, "--arch", "timm:vit_huge_patch14_clip_224", "--name", "x"),
+        *("--labels", thousand_labels, "--weights", tmp_path / "w.safetensors"),
+    )
+    assert_refused(result, repository, "licences differ between its published weights")
 
 
 def test_a_tag_that_does_not_exist_is_refused():
@@ -170,6 +199,8 @@ def test_settings_come_from_pairs_files_and_tags_and_later_ones_win(tmp_path):
         ([*LENET, "resize=8"], "the crop is larger"),
         ([*LENET, "interpolation=best"], "interpolation Input should be"),
         ([*LENET, "mean=1,2"], "mean: needs three numbers"),
+        ([*LENET, "crop=32,32,32"], "crop: needs one number, or HEIGHT,WIDTH"),
+        ([*LENET, "crop=[32]"], "crop: needs one number, or HEIGHT,WIDTH"),
         (["nowhere.toml"], "nowhere.toml: No such file"),
     ],
 )
