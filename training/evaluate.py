@@ -84,6 +84,7 @@ class Evaluation:
             top1=self.top1,
             top1_interval=self.top1_interval,
             top5=self.top5,
+            top5_interval=self.top5_interval,
             nll=self.nll,
             ece=self.ece,
         )

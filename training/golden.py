@@ -82,6 +82,8 @@ def choose_samples(probabilities: NDArray[np.float32]) -> list[int]:
     They come from the half with the clearer answers: a near-tie would fail on a processor that
     rounds otherwise, although nothing is wrong. Within it they are spread evenly from the least
     clear to the clearest, because a saturated answer of 1.0 notices little.
+
+    They are listed by class.
     """
     best_two = np.sort(probabilities, axis=1)[:, -2:]
     clearer = np.argsort(best_two[:, 1] - best_two[:, 0], kind="stable")[len(probabilities) // 2 :]
@@ -90,7 +92,7 @@ def choose_samples(probabilities: NDArray[np.float32]) -> list[int]:
     distinct = clearer[np.sort(first)]
     pool = distinct if len(distinct) >= SAMPLES else clearer
     at = np.linspace(0, len(pool) - 1, min(SAMPLES, len(pool))).astype(int)
-    return [int(one) for one in pool[at]]
+    return sorted((int(one) for one in pool[at]), key=lambda one: int(predicted[one]))
 
 
 def shrink(data: bytes, preprocess: Preprocess) -> bytes:

@@ -196,6 +196,8 @@ class Metrics(Strict):
     top1: Unit
     top1_interval: tuple[Unit, Unit]
     top5: Unit
+    # Bundles of before 2026-11-21 lack it.
+    top5_interval: tuple[Unit, Unit] | None = None
     nll: Annotated[float, Field(ge=0)]
     ece: Unit
 

@@ -328,7 +328,7 @@ def test_feature_fusion_joins_the_embeddings_under_one_classifier():
         ("seed:shufflenet_v1_x1_0", {"groups": 5}, "groups must be one of 1, 2, 3, 4, 8"),
         ("seed:lenet5", {"channels": 0}, "channels must be 1 or more"),
         ("seed:nasnet_a_mobile", {"features": 100}, "multiple of 96"),
-        ("seed:ensemble", {}, "expected one of seed"),
+        ("seed:ensemble", {}, "needs the option members"),
         (
             "seed:ensemble",
             {"members": "seed:lenet5", "weights": "1,2"},

@@ -25,6 +25,8 @@ def count_parameters(net: nn.Module) -> int:
     [
         ("seed:lenet5", 10, 61_706),
         ("seed:airbench", 10, 1_972_792),
+        ("seed:airbench96", 10, 12_721_208),
+        ("seed:airbench_deep", 10, 2_318_904),
         ("seed:squeezenet1_1", 1000, 1_235_496),
         ("torchvision:resnet18", 1000, 11_689_512),
         ("timm:test_resnet", 1000, 469_688),
@@ -130,6 +132,27 @@ def test_airbench_starts_by_passing_its_input_on():
     assert torch.allclose(block.conv1(x)[:, :64], x, atol=1e-6)
 
 
+def test_whitening_leaves_directions_that_hardly_vary_small():
+    """What a JPEG's encoder leaves of fine colour is noise: a floor under the variance hides it."""
+    rng = np.random.default_rng(0)
+    grey = torch.from_numpy(rng.normal(size=(64, 1, 32, 32))).float().expand(-1, 3, -1, -1)
+    noise = 0.01 * torch.from_numpy(rng.normal(size=(64, 3, 32, 32))).float()
+    net = Airbench(10, whitening_epsilon=0.02)
+    net.whiten_like(grey + noise)
+    with torch.no_grad():
+        deviations = net.whiten(grey + noise)[:, :12].std(dim=(0, 2, 3))
+    assert (deviations[:4] > 0.9).all()  # of brightness, in its four pixels
+    assert (deviations[4:] < 0.1).all()  # of colour
+
+
+def test_the_deep_airbench_adds_to_what_its_blocks_first_convolution_found():
+    block = Airbench(10, is_deep=True).blocks[1].eval()
+    x = torch.randn(2, 64, 8, 8)
+    found = functional.gelu(block.norm1(functional.max_pool2d(block.conv1(x), 2)))
+    nn.init.zeros_(block.conv3.weight)
+    assert torch.allclose(block(x), functional.gelu(found))
+
+
 def test_normalise_shows_what_the_manifest_says():
     normalisation = Normalisation(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
     views = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
@@ -150,6 +173,7 @@ def test_normalise_shows_what_the_manifest_says():
         ("torchvision:resnet19", "no such classifier"),
         ("torchvision:fcn_resnet50", "no such classifier"),
         ("timm:resnet19", "no such model"),
+        ("seed:ensemble", "seed:ensemble: needs the option members"),
     ],
 )
 def test_unknown_architectures_are_refused(architecture, complaint):

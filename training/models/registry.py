@@ -86,7 +86,7 @@ def _build_seed(
             f"seed:{name}: unknown, close are {', '.join(close)}; `fivecrop arch list` has them all"
         )
     if is_pretrained:
-        raise TrainingError(f"seed:{name}: no hub has weights of it; give a file")
+        raise TrainingError(f"seed:{name}: no hub has weights of it")
     return SEED_MODELS[name](classes, **options)
 
 
@@ -102,6 +102,8 @@ def _build_joined(
     size: int = 96,
 ) -> nn.Module:
     """Build a net of several; `members`, `weights` and `scales` are separated by commas."""
+    if not members:
+        raise TrainingError(f"seed:{name}: needs the option members, names between commas")
     built = [
         build_model(
             member.strip(),
