@@ -71,7 +71,7 @@ def read_shards(urls: Sequence[str]) -> Found:
                 with one as file:
                     parquet = pq.ParquetFile(file)
                     for group in range(parquet.num_row_groups):
-                        table = parquet.read_row_group(group, columns=["label"])
+                        table = parquet.read_row_group(group, ["label"], use_threads=False)
                         check_labelled(one.full_name, table)
                         labels.append(table.column("label").to_numpy().astype(np.int64))
                         blocks.append(np.full(len(table), len(blocks)))

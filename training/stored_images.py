@@ -52,6 +52,6 @@ def _row_group(url: str, index: int) -> list[bytes]:
     import pyarrow.parquet as pq
 
     with fsspec.open(url, "rb") as file:
-        table = pq.ParquetFile(file).read_row_group(index, columns=["image"])
+        table = pq.ParquetFile(file).read_row_group(index, ["image"], use_threads=False)
     found: list[bytes] = table.column("image").combine_chunks().field("bytes").to_pylist()
     return found

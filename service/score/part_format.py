@@ -43,10 +43,10 @@ def encode_part(columns: dict[str, list[Any]], form: Format) -> bytes:
 def read_part(data: bytes, form: Format, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Returns the rows of a part file, of Parquet only the named columns."""
     if form == "parquet":
-        parquet, _ = import_pyarrow()
-        rows: list[dict[str, Any]] = parquet.read_table(
-            io.BytesIO(data), columns=columns
-        ).to_pylist()
+        parquet, arrow = import_pyarrow()
+        part = parquet.ParquetFile(arrow.BufferReader(data))
+        # A thread of Arrow's that lets go of the bytes while Python ends aborts the program.
+        rows: list[dict[str, Any]] = part.read(columns, use_threads=False).to_pylist()
         return rows
     if form == "jsonl":
         return [json.loads(line) for line in data.splitlines()]

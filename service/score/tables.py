@@ -92,7 +92,9 @@ def list_parquet(
             for group in range(table.num_row_groups):
                 count = table.metadata.row_group(group).num_rows
                 if needs.needs_any(position, position + count):
-                    for batch in table.iter_batches(_BATCH_ROWS, [group], [name]):
+                    # Arrow's threads would need Python for every read of this file.
+                    batches = table.iter_batches(_BATCH_ROWS, [group], [name], use_threads=False)
+                    for batch in batches:
                         for cell in batch.column(0).to_pylist():
                             yield _place(address, row, cell)
                             row += 1
