@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from service.access import Access, AccessControl
 from service.classifier import Classifier
 from service.errors import StartError
+from service.file_numbers import closed_first
 from service.grpc_access import GuardedServices, Rpc
 from service.grpc_answer import STATUS
 from service.grpc_health import SERVICE_NAME as HEALTH_NAME
@@ -81,12 +82,14 @@ class GrpcServer:
         server.add_generic_rpc_handlers((self._services,))
         host = self._settings.host
         address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
+        files = TlsFiles.of(self._settings)
+        credentials = None if files is None else make_grpc_credentials(files)
         try:
-            files = TlsFiles.of(self._settings)
-            if files is None:
-                port = server.add_insecure_port(address)
-            else:
-                port = server.add_secure_port(address, make_grpc_credentials(files))
+            with closed_first():
+                if credentials is None:
+                    port = server.add_insecure_port(address)
+                else:
+                    port = server.add_secure_port(address, credentials)
         except RuntimeError:
             raise StartError(
                 f"gRPC cannot listen on {address}: the port is in use or the address is not ours"

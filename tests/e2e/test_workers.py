@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
@@ -69,9 +71,28 @@ def test_killed_worker_takes_nobody_down_and_comes_back(start_server, traffic, w
         wait_until(lambda: len(server.worker_pids()) == 2, "a new worker")
         assert second in server.worker_pids()
         wait_until(lambda: server.metric("fivecrop_workers_alive") == 2, "it serves")
-    # What the dead worker had in hand is lost: at most one request a client.
-    assert sum(sent.failed.values()) <= 6, sent.errors
+    # What the dead worker had in hand is lost: at most one request a client, and one more of gRPC
+    # clients, which may send it before they see their connection end.
+    assert sum(sent.failed.values()) <= 8, sent.errors[:20]
     assert server.metric("fivecrop_model_info", model="digits-linear") == 1
+
+
+def test_a_killed_worker_stops_to_listen_before_its_connections_end(pair):
+    """gRPC clients that reconnect find the other worker; Linux closes high numbers first."""
+    pid = pair.worker_pids()[0]
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            grpc.channel_ready_future(stack.enter_context(pair.channel())).result(timeout=60)
+        files = [
+            one
+            for one in psutil.Process(pid).net_connections("tcp")
+            if one.laddr.port == pair.grpc_port
+        ]
+    listening = [one.fd for one in files if one.status == psutil.CONN_LISTEN]
+    connected = [one.fd for one in files if one.status == psutil.CONN_ESTABLISHED]
+    assert listening
+    assert connected
+    assert min(listening) > max(connected)
 
 
 def test_counts_of_a_dead_worker_stay_and_its_live_gauges_go(start_server, wait_until, image):
