@@ -309,3 +309,35 @@ def s3(monkeypatch):
     yield files
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def shared_squeezenet_reference(shared_data):
+    """SqueezeNet's probabilities for the photographs of a folder, in the order of their names.
+
+    Without any code of ours: torchvision's network and its PIL transforms.
+    """
+    import numpy as np
+    import torch
+    import torchvision
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    network = torchvision.models.squeezenet1_1().eval()
+    network.features[0].padding = (0, 0)
+    network.load_state_dict(load_file(shared_data / "squeezenet1_1-imagenet.safetensors"))
+    transforms = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(227)]
+    )
+    mean = torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
+
+    def answer(folder):
+        rows = []
+        for path in sorted(folder.iterdir()):
+            view = np.array(transforms(Image.open(path).convert("RGB")))
+            pixels = torch.from_numpy(view).permute(2, 0, 1).float() - mean
+            with torch.inference_mode():
+                rows.append(network(pixels[None]).softmax(dim=1)[0].numpy())
+        return np.stack(rows)
+
+    return answer

@@ -65,10 +65,11 @@ class Address:
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
 
-    def classify(self, image, headers=None):
-        """The JSON answer over HTTP, on a connection of its own."""
+    def classify(self, image, headers=None, options=""):
+        """The JSON answer over HTTP, on a connection of its own; `options` as in `?top_k=1`."""
+        given = {"Connection": "close", **(headers or {})}
         with contextlib.closing(self.connect()) as connection:
-            connection.request("POST", CLASSIFY, image, {"Connection": "close", **(headers or {})})
+            connection.request("POST", CLASSIFY + options, image, given)
             answer = connection.getresponse()
             body = json.loads(answer.read())
             assert answer.status == 200, body

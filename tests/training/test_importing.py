@@ -9,7 +9,7 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from service.bundle.manifest import Label
 from service.bundle.repository import list_versions, read_bundle
@@ -376,26 +376,3 @@ def test_squeezenet_answers_the_photographs_as_it_does_in_pytorch(
     expected = shared_squeezenet_reference(request.images)
     assert np.abs(found - expected).max() < 1e-4
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
-
-
-@pytest.fixture
-def shared_squeezenet_reference(shared_data):
-    """The same weights without any code of ours: torchvision's network and its PIL transforms."""
-    network = torchvision.models.squeezenet1_1().eval()
-    network.features[0].padding = (0, 0)
-    network.load_state_dict(load_file(shared_data / "squeezenet1_1-imagenet.safetensors"))
-    transforms = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(227)]
-    )
-    mean = torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
-
-    def answer(folder):
-        rows = []
-        for path in sorted(folder.iterdir()):
-            view = np.array(transforms(Image.open(path).convert("RGB")))
-            pixels = torch.from_numpy(view).permute(2, 0, 1).float() - mean
-            with torch.inference_mode():
-                rows.append(network(pixels[None]).softmax(dim=1)[0].numpy())
-        return np.stack(rows)
-
-    return answer
