@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 # Of CPU time, because the clock on the wall belongs to whoever else uses the machine.
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 def _cpu_seconds():

@@ -104,10 +104,13 @@ def test_two_machines_learn_what_one_learns_from_the_whole_batch(tmp_path):
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 5e-4
 
 
-def test_what_no_second_try_mends_ends_each_machine_with_2(tmp_path):
+def test_what_no_second_try_mends_ends_a_machine_with_2(tmp_path):
+    """The one that they meet at; the other may see that go before it sees its own process end."""
     ended = on_two_machines(tmp_path / "run", 'model.architecture="seed:none"')
-    assert [code for code, _, _ in ended] == [2, 2], ended
-    assert all("fivecrop: error: " in err for _, _, err in ended)
+    codes = [code for code, _, _ in ended]
+    assert sorted(codes) in ([1, 2], [2, 2]), ended
+    for code, _, err in ended:
+        assert ("seed:none" if code == 2 else "nobody to meet") in err, ended
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,11 @@ def ask(photos, environment, tmp_path, tiny_bundle_repository):
 def test_a_job_from_outside_the_cluster_gives_the_rows_of_this_machine(
     cluster, ask, score, photos, read_rows
 ):
-    ended = ask(f"ray://127.0.0.1:{cluster[1]}")
+    for _ in range(3):
+        ended = ask(f"ray://127.0.0.1:{cluster[1]}")
+        # On a busy machine Ray gives up on a client before it has started a server for it.
+        if "Initialization failure from server" not in ended.stderr:
+            break
     assert ended.returncode == 0, ended.stderr
     score(photos, "here")
     assert read_rows() == read_rows("here")
