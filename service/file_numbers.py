@@ -22,9 +22,10 @@ def closed_first() -> Iterator[None]:
     fails for a second rather than go to another worker (docs/decisions.md).
     """
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    high = min(_MANY, most - _SPARE)
     fillers = [os.open(os.devnull, os.O_RDONLY)]
     try:
-        while fillers[-1] < min(_MANY, most - _SPARE):
+        while fillers[-1] < high:
             fillers.append(os.dup(fillers[0]))
         yield
     finally:

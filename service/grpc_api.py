@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -85,7 +86,8 @@ class GrpcServer:
         files = TlsFiles.of(self._settings)
         credentials = None if files is None else make_grpc_credentials(files)
         try:
-            with closed_first():
+            # Without another worker there is none that clients could go to.
+            with closed_first() if self._settings.workers > 1 else nullcontext():
                 if credentials is None:
                     port = server.add_insecure_port(address)
                 else:
