@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -35,6 +34,11 @@ repository_option = click.option(
 _fp16_option = click.option("--fp16", is_flag=True, help="Add a half-precision variant, for GPUs.")
 _int8_option = click.option(
     "--int8", is_flag=True, help="Add an 8-bit variant, for CPUs, if it is as good and faster."
+)
+_half_weights_option = click.option(
+    "--half-weights",
+    is_flag=True,
+    help="Keep large weights in 16 bits: half the file, and the same speed.",
 )
 _json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 
@@ -177,6 +181,7 @@ def activations(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> None
 @click.option("--licence", help="Of the model; default: that of the recipe's data.")
 @_fp16_option
 @_int8_option
+@_half_weights_option
 @click.option(
     "--tta",
     type=click.Choice(TTA),
@@ -204,6 +209,7 @@ def export(
     licence: str | None,
     fp16: bool,
     int8: bool,
+    half_weights: bool,
     tta: tuple[TtaPolicy, ...],
     target_accuracy: float | None,
     class_thresholds: bool,
@@ -222,6 +228,7 @@ def export(
     options = ExportOptions(
         has_fp16=fp16,
         has_int8=int8,
+        has_half_weights=half_weights,
         tta_policies=tta,
         target_accuracy=target_accuracy,
         has_class_thresholds=class_thresholds,
@@ -268,6 +275,7 @@ def export(
 @click.option("--accept-licence", is_flag=True, help="Import weights that are not free.")
 @_fp16_option
 @_int8_option
+@_half_weights_option
 @_json_option
 def import_weights(
     arch: str | None,
@@ -285,13 +293,14 @@ def import_weights(
     accept_licence: bool,
     fp16: bool,
     int8: bool,
+    half_weights: bool,
     is_json: bool,
 ) -> None:
     """Publish weights that others trained as a gated bundle and print its folder."""
     if (arch is None) == (onnx is None):
         raise click.UsageError("give --arch or --onnx")
     if onnx is not None:
-        if weights or random_weights or fp16 or int8:
+        if weights or random_weights or fp16 or int8 or half_weights:
             raise click.UsageError("an ONNX file is imported as it is, with its own weights")
         from training.importing_onnx import OnnxRequest, import_onnx
 
@@ -307,6 +316,7 @@ def import_weights(
         _print_bundle(import_onnx(classifier, repository, _tell_stage), is_json)
         return
     assert arch is not None
+    from training.export import ExportOptions
     from training.importing import ImportRequest, import_bundle
 
     request = ImportRequest(
@@ -320,11 +330,10 @@ def import_weights(
         licence=licence,
         is_licence_accepted=accept_licence,
     )
+    options = ExportOptions(has_fp16=fp16, has_int8=int8, has_half_weights=half_weights)
     # Download tools talk on stdout, which is for data.
     with redirect_stdout(sys.stderr):
-        folder = import_bundle(
-            request, repository, has_fp16=fp16, has_int8=int8, on_stage=_tell_stage
-        )
+        folder = import_bundle(request, repository, options, _tell_stage)
     _print_bundle(folder, is_json)
 
 
@@ -336,15 +345,3 @@ def _print_bundle(folder: Path, is_json: bool) -> None:
 
 def _tell_stage(stage: str) -> None:
     click.echo(stage, err=True)
-
-
-@contextmanager
-def show_progress(images: int) -> Iterator[Callable[[int], None]]:
-    """Shows on stderr how many images are done, when somebody looks."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("images", total=images)
-        yield lambda done: bar.advance(task, done)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from training.cli import ANY_PATH, TTA, repository_option, show_progress
+from training.cli import ANY_PATH, TTA, repository_option
+from training.image_progress import show_progress
 
 if TYPE_CHECKING:
     from service.bundle.manifest import TtaPolicy

@@ -46,11 +46,11 @@ def check(recipe: Path, overrides: tuple[str, ...], report: Path | None, is_json
     """
     import json
 
-    from training.cli import show_progress
     from training.config import DataRecipe, load_recipe
     from training.data import load_splits
     from training.data_check import check_data
     from training.data_report import render_report
+    from training.image_progress import show_progress
 
     if recipe.is_dir():
         source = DataRecipe(source="folder", train=recipe)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from training.cli import ANY_PATH, TTA, repository_option, show_progress
+from training.cli import ANY_PATH, TTA, repository_option
 from training.combination_commands import find_candidate
+from training.image_progress import show_progress
 
 if TYPE_CHECKING:
     from service.bundle.manifest import TtaPolicy

@@ -20,6 +20,7 @@ from training.data import Dataset, load_splits
 from training.errors import TrainingError
 from training.evaluate import check_labelled, image_views
 from training.graph import ServedGraph, export_onnx, half_network
+from training.half_weights import round_to_half, stored_in_half
 from training.labels import read_hierarchy
 from training.parity import finite_expectation
 from training.provenance import describe_provenance
@@ -37,6 +38,7 @@ class ExportOptions:
         is_calibrated: Fit a temperature on the labelled images; else it is 1.
         has_fp16: Add a variant whose network computes in half precision, for GPUs.
         has_int8: Add a variant in 8 bits, for CPUs, if it loses at most half a point of top-1.
+        has_half_weights: Keep large weights in 16 bits in the file (`half_weights`).
         tta_policies: Accuracy is measured for these too, besides "none"; for a run that none is
             given for, "hflip" when its recipe flips images.
         target_accuracy: Of the answers above the abstention threshold; None halves the error.
@@ -46,6 +48,7 @@ class ExportOptions:
     is_calibrated: bool = True
     has_fp16: bool = False
     has_int8: bool = False
+    has_half_weights: bool = False
     tta_policies: tuple[TtaPolicy, ...] = ()
     target_accuracy: float | None = None
     has_class_thresholds: bool = False
@@ -78,6 +81,8 @@ def export_network(
     options = options or ExportOptions()
     tell = on_stage or _stay_silent
     network = network.float().cpu().eval()
+    if options.has_half_weights:
+        network = round_to_half(network)
     calibration = None
     if options.is_calibrated:
         check_labelled(images)
@@ -88,7 +93,9 @@ def export_network(
     temperature = 1.0 if calibration is None else calibration.temperature
     graph = ServedGraph(network, facts.normalisation, temperature=temperature)
     tell("graph of fp32")
-    graphs = {"fp32": export_onnx(graph, facts.preprocess.crop)}
+    stored = stored_in_half(network) if options.has_half_weights else network
+    served = ServedGraph(stored, facts.normalisation, temperature=temperature)
+    graphs = {"fp32": export_onnx(served, facts.preprocess.crop)}
     if options.has_fp16:
         tell("graph of fp16")
         half = ServedGraph(
@@ -96,6 +103,8 @@ def export_network(
         )
         graphs["fp16"] = export_onnx(half, facts.preprocess.crop)
     notes = facts.notes
+    if options.has_half_weights:
+        notes = (*notes, "Large weights are stored in 16 bits, and used in 32.")
     if options.has_int8:
         check_labelled(images)
         ranged, judged = _split_for_int8(images, training_images)

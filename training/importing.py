@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,12 @@ class ImportRequest:
 def import_bundle(
     request: ImportRequest,
     repository: Path,
-    *,
-    has_fp16: bool = False,
-    has_int8: bool = False,
+    options: ExportOptions | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Path:
     """Publishes the requested weights as a bundle and returns its folder.
 
-    The probabilities are those of the weights: no temperature is fitted.
+    The probabilities are those of the weights: no temperature is fitted, whatever `options` say.
 
     Raises:
         TrainingError: The request contradicts itself, the weights cannot be had, are not free or do
@@ -109,7 +107,7 @@ def import_bundle(
         ),
         notes=_notes(request),
     )
-    options = ExportOptions(is_calibrated=False, has_fp16=has_fp16, has_int8=has_int8)
+    options = replace(options or ExportOptions(), is_calibrated=False)
     return export_network(network, facts, images, repository, options, on_stage)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from service.bundle.repository import find_bundle
-from training.cli import show_progress
 from training.errors import TrainingError
+from training.image_progress import show_progress
 from training.images import choose_images
 from training.recheck import Check, recheck
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import getpass
 import json
 import socket
@@ -26,7 +27,10 @@ from training.data import load_digits_images
 from training.errors import TrainingError
 from training.export import ExportOptions, export_network, export_run, network_probabilities
 from training.graph import ServedGraph, export_onnx
+from training.half_weights import round_to_half
+from training.models.airbench import Airbench
 from training.models.lenet import LeNet5
+from training.parity import parity_views
 from training.provenance import describe_provenance, forget_folders
 from training.session import open_session, run_views
 from training.train import train
@@ -397,3 +401,59 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="is this a run folder"):
         export_run(tmp_path, name="digits", repository=tmp_path / "models")
     assert_nothing_published(tmp_path / "models")
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    """Convolutions of 864 to 20,736 weights, with the statistics of noise behind them."""
+    torch.manual_seed(0)
+    network = Airbench(10, (16, 40, 48), is_deep=True)
+    with torch.no_grad():
+        network(torch.randn(64, 3, 32, 32))
+    return network.eval()
+
+
+def publish_halved(network, facts, images, repository):
+    options = ExportOptions(has_half_weights=True, has_fp16=True)
+    return read_bundle(export_network(network, facts, images, repository, options))
+
+
+def test_weights_of_16_bits_answer_as_the_network_that_was_rounded(
+    convolutional, facts, images, tmp_path
+):
+    bundle = publish_halved(convolutional, facts, images, tmp_path)
+    verify_files(bundle)
+    assert "stored in 16 bits" in (bundle.folder / "MODEL_CARD.md").read_text()
+    model = onnx.load(bundle.folder / "model.onnx")
+    kinds = {one.name: one.data_type for one in model.graph.initializer if len(one.dims) == 4}
+    halves = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT16]
+    assert len(halves) == 5  # 16-40 has 5,760 weights; 40-40 twice, 40-48, 48-48 twice have more
+    rounded = round_to_half(convolutional)
+    changes = (rounded.blocks[2].conv1.weight - convolutional.blocks[2].conv1.weight).abs()
+    assert 0 < changes.max() <= convolutional.blocks[2].conv1.weight.abs().max() * 2**-11
+    views = parity_views(images, facts.preprocess)
+    temperature = bundle.manifest.calibration.temperature
+    graph = ServedGraph(rounded, facts.normalisation, temperature=temperature)
+    session = open_session(bundle.folder / "model.onnx")
+    answer = run_views(session, views)[0]
+    np.testing.assert_allclose(answer, network_probabilities(graph, views), atol=2e-6)
+
+
+def test_weights_of_16_bits_are_constants_of_32_once_loaded(convolutional, facts, images, tmp_path):
+    bundle = publish_halved(convolutional, facts, images, tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(bundle.folder / "model.onnx", options)
+    loaded = onnx.load(tmp_path / "loaded.onnx").graph
+    assert onnx.TensorProto.FLOAT16 not in {one.data_type for one in loaded.initializer}
+    assert [node.op_type for node in loaded.node].count("Cast") == 1  # of the pixels
+
+
+def test_a_weight_that_16_bits_cannot_hold_is_refused(convolutional, facts, images, tmp_path):
+    network = copy.deepcopy(convolutional)
+    with torch.no_grad():
+        network.blocks[1].conv2.weight[0, 0] = 7e4
+    with pytest.raises(TrainingError, match=r"blocks\.1\.conv2\.weight is too large for 16 bits"):
+        publish_halved(network, facts, images, tmp_path)
+    assert_nothing_published(tmp_path)

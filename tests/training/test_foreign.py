@@ -181,6 +181,7 @@ def test_a_graph_that_holds_for_one_image_only_is_not_published(tmp_path, labels
         ([], "give --arch or --onnx"),
         (["--arch", "seed:lenet5", "--onnx", "x.onnx"], "give --arch or --onnx"),
         (["--onnx", "x.onnx", "--fp16"], "imported as it is"),
+        (["--onnx", "x.onnx", "--half-weights"], "imported as it is"),
         (["--onnx", "x.onnx"], "names of the classes are needed"),
     ],
 )

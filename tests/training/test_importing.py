@@ -259,6 +259,16 @@ def test_a_weights_file_becomes_a_bundle(repository, labels_file, tmp_path):
     assert len(weights["sha256"]) == 64
 
 
+def test_weights_of_16_bits_halve_the_file(repository, labels_file):
+    result = run_import(
+        *(repository, "--arch", "seed:airbench_deep", "--random-weights", "--name", "halved"),
+        *(*preprocess_options(), "--labels", labels_file, "--half-weights"),
+    )
+    assert result.exit_code == 0, result.stderr
+    size = (repository / "halved" / "1" / "model.onnx").stat().st_size
+    assert 2 < size / 2_318_904 < 2.1  # bytes a parameter
+
+
 def test_weights_that_do_not_fit_are_refused(repository, labels_file, tmp_path):
     save_file({"c1.weight": torch.zeros(6, 1, 5, 5)}, tmp_path / "w.safetensors")
     result = run_import(
