@@ -27,6 +27,7 @@ def count_parameters(net: nn.Module) -> int:
         ("seed:airbench", 10, 1_972_792),
         ("seed:airbench96", 10, 12_721_208),
         ("seed:airbench_deep", 10, 2_318_904),
+        ("seed:airbench_wide", 10, 4_608_824),
         ("seed:squeezenet1_1", 1000, 1_235_496),
         ("torchvision:resnet18", 1000, 11_689_512),
         ("timm:test_resnet", 1000, 469_688),

@@ -2,12 +2,14 @@
 
 Written from the paper "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498).
 1,972,792 parameters at 10 classes, 118 million multiply-adds at 32x32. The deep form is that of the
-paper's airbench96 (12,721,208 parameters, 615 million multiply-adds), also in a narrower size.
+paper's airbench96 (12,721,208 parameters, 615 million multiply-adds), also in two narrower sizes.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from training.models.packed_convolution import PackedConvolution
 
 # 24 filters: the 12 directions of a 2x2 patch in three channels, and their negations (section 3.1).
 _WHITENING_FILTERS = 24
@@ -120,7 +122,7 @@ class DeepBlock(Block):
 
 
 def _convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
-    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
+    convolution = PackedConvolution(channels_in, channels_out)
     # The first filters pass their input on, the others keep PyTorch's draw (section 3.2).
     nn.init.dirac_(convolution.weight.data[:channels_in])
     return convolution

@@ -271,6 +271,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "arXiv 2404.00498",
         ("seed:airbench", 1_972_792, 118_147_360),
         ("seed:airbench_deep", 2_318_904, 117_202_560),
+        ("seed:airbench_wide", 4_608_824, 243_907_232),
         ("seed:airbench96", 12_721_208, 615_201_056),
         size=32,
         classes=10,
