@@ -191,8 +191,8 @@ def _find_timm(name: str) -> list[PublishedWeights]:
 
 
 def _describe_timm(config: PretrainedCfg) -> PublishedWeights:
-    document = config.to_dict()  # type: ignore[no-untyped-call]
-    resolved = resolve_data_config({}, pretrained_cfg=document)  # type: ignore[no-untyped-call]
+    document = config.to_dict()
+    resolved = resolve_data_config({}, pretrained_cfg=document)
     _, height, width = resolved["input_size"]
     policies = {"center": "shorter_side", "squash": "squash", "border": "longer_side_pad"}
     settings = {

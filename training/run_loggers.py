@@ -100,7 +100,7 @@ class MlflowLogger:
         import mlflow
 
         # MLflow's own default is a database that the small package cannot open.
-        if not mlflow.tracking.is_tracking_uri_set():  # type: ignore[no-untyped-call]
+        if not mlflow.tracking.is_tracking_uri_set():
             raise TrainingError("mlflow needs MLFLOW_TRACKING_URI, the address of its store")
         self._recipe = recipe
         self._run_dir = run_dir
