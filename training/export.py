@@ -81,8 +81,10 @@ def export_network(
     options = options or ExportOptions()
     tell = on_stage or _stay_silent
     network = network.float().cpu().eval()
+    notes = facts.notes
     if options.has_half_weights:
         network = round_to_half(network)
+        notes = (*notes, "Large weights are stored in 16 bits, and used in 32.")
     calibration = None
     if options.is_calibrated:
         check_labelled(images)
@@ -93,18 +95,14 @@ def export_network(
     temperature = 1.0 if calibration is None else calibration.temperature
     graph = ServedGraph(network, facts.normalisation, temperature=temperature)
     tell("graph of fp32")
-    stored = stored_in_half(network) if options.has_half_weights else network
-    served = ServedGraph(stored, facts.normalisation, temperature=temperature)
-    graphs = {"fp32": export_onnx(served, facts.preprocess.crop)}
+    stored = stored_in_half(graph) if options.has_half_weights else graph
+    graphs = {"fp32": export_onnx(stored, facts.preprocess.crop)}
     if options.has_fp16:
         tell("graph of fp16")
         half = ServedGraph(
             half_network(network), facts.normalisation, temperature=temperature, is_half=True
         )
         graphs["fp16"] = export_onnx(half, facts.preprocess.crop)
-    notes = facts.notes
-    if options.has_half_weights:
-        notes = (*notes, "Large weights are stored in 16 bits, and used in 32.")
     if options.has_int8:
         check_labelled(images)
         ranged, judged = _split_for_int8(images, training_images)

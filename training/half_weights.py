@@ -7,11 +7,14 @@ measured, so calibration, gates and accuracy are of the network that is served.
 
 import copy
 from collections.abc import Iterator
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from training.errors import TrainingError
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # The exporter widens smaller ones itself, and there is little to save.
 _MIN_WEIGHTS = 10_000
@@ -32,8 +35,8 @@ def round_to_half(network: nn.Module) -> nn.Module:
     return rounded
 
 
-def stored_in_half(network: nn.Module) -> nn.Module:
-    """Returns a copy of a network that is rounded, to be exported with float16 weights."""
+def stored_in_half(network: _Module) -> _Module:
+    """Returns a copy of a rounded network, or of a graph around it, with float16 weights."""
     stored = copy.deepcopy(network)
     for _, layer in _with_large_weights(stored):
         layer.weight = nn.Parameter(layer.weight.detach().half(), requires_grad=False)
