@@ -19,7 +19,7 @@ DEFAULT_MODEL := $(if $(FIVECROP_MODEL_REPOSITORY)$(FIVECROP_MODELS)$(FIVECROP_D
 # ONNX Runtime reports its use unless told; the commands set this themselves, tests import it bare.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup fmt check test e2e e2e-browser image image-check e2e-container k8s-check serve train export bench experiments lock clean
+.PHONY: help setup fmt check test e2e e2e-short e2e-browser image image-check e2e-container k8s-check serve train export bench experiments lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -60,6 +60,7 @@ $(VENV)/schemas/.installed:
 
 # A process a core, with one thread each; the tests of a file stay together, as their fixtures want.
 PYTEST_SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+E2E := -m e2e --durations 20
 
 setup: $(VENV)/.dev ## make the development environment (with torch)
 
@@ -80,10 +81,17 @@ check: $(VENV)/.dev ## lint, types, layers, generated code: everything short of 
 test: $(VENV)/.dev ## run the tests that start no server, train no model, open no browser
 	$(PYTEST_SIDE_BY_SIDE) -m "not e2e and not browser and not container and not large"
 
-e2e: $(VENV)/.dev $(VENV)/.ray $(CLIENTS)/.installed ## run the tests that start real servers and train a real model
+e2e: $(VENV)/.dev $(VENV)/.ray $(CLIENTS)/.installed ## run the tests that start real servers and train a real model (an hour)
 	scripts/install-system-packages.sh prometheus
-	$(PYTEST_SIDE_BY_SIDE) -m e2e tests/training
-	$(BIN)/pytest -m e2e --ignore tests/training
+	$(PYTEST_SIDE_BY_SIDE) $(E2E) tests/training
+	$(BIN)/pytest $(E2E) --ignore tests/training
+
+# What this project promises first: the README, every client, the doors, the way out, a training from nothing.
+E2E_SHORT := bento docs doors drain readme score_readme serve train_digits upstream_clients
+
+e2e-short: $(VENV)/.dev $(CLIENTS)/.installed ## run those of `make e2e` that every change runs (ten minutes)
+	scripts/install-system-packages.sh prometheus
+	$(BIN)/pytest $(E2E) $(E2E_SHORT:%=tests/e2e/test_%.py)
 
 e2e-browser: $(VENV)/.dev ## run the tests that open the playground in Chromium
 	scripts/install-system-packages.sh chromium
