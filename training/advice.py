@@ -92,7 +92,7 @@ def _enlarge(recipe: Recipe) -> Iterable[str]:
         yield "augment.mixup_alpha=0.0"
         yield "augment.cutmix_alpha=0.0"
     larger = next_larger(recipe.model.architecture)
-    if larger is not None and not recipe.model.options and recipe.model.weights is None:
+    if larger is not None and not recipe.model.options and not recipe.model.weights:
         yield f'model.architecture="{larger}"'
 
 

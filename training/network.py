@@ -1,8 +1,9 @@
 """The network of a recipe, from `recipe.model`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from training.checkpoint import load_weights
@@ -33,28 +34,39 @@ def build_network(recipe: ModelRecipe, *, classes: int, is_trained: bool = False
         replace_norms(net, recipe.norm)
     if recipe.initialisation != "default" and not is_trained:
         initialise(net, recipe.initialisation)
-    if recipe.weights is not None and not is_trained:
+    if recipe.weights and not is_trained:
         load_backbone(net, recipe.weights, classes)
     if recipe.dropout and not is_trained:
         _add_dropout(net, recipe)
     return net
 
 
-def load_backbone(net: nn.Module, source: Path, classes: int) -> None:
-    """Load weights into `net`; another classifier stays as it is: of other classes, or other kind.
+def load_backbone(net: nn.Module, sources: Sequence[Path], classes: int) -> None:
+    """Load the mean of `sources` into `net`.
+
+    Another classifier stays as it is: one of other classes, or of other kind. The mean has no
+    statistics of batches of its own: those are the mean too, until it learns.
 
     Raises:
         TrainingError: they belong to another network.
     """
+    own = net.state_dict()
+    loaded = [_read_backbone(source, own, classes) for source in sources]
+    for key, value in own.items():
+        each = torch.stack([weights[key] for weights in loaded])
+        value.copy_(each.mean(dim=0, dtype=value.dtype) if value.is_floating_point() else each[0])
+
+
+def _read_backbone(source: Path, own: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
     path = source / "best.safetensors" if source.is_dir() else source
-    weights, own = load_weights(path), net.state_dict()
+    weights = load_weights(path)
     _replace_other_classifier(own, weights)
     for key in _classifier_of_others(own, weights, classes):
         weights[key] = own[key]
     problem = _mismatch(own, weights)
     if problem:
         raise TrainingError(f"{path}: weights of another network: {problem}")
-    net.load_state_dict(weights)
+    return weights
 
 
 def _replace_other_classifier(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from service.bundle.manifest import Normalisation, Preprocess
-from training.recipe_fields import STRICT, PositiveInt, Share
+from training.recipe_fields import STRICT, Paths, PositiveInt, Share
 from training.recipe_training import AugmentRecipe, AverageRecipe, OptimRecipe, TrainRecipe
 
 
@@ -72,9 +72,9 @@ class ModelRecipe:
     architecture: str
     # Start from the hub's weights; the classifier is made anew for our classes.
     pretrained: bool = False
-    # Start from the weights of another run (its folder, or a .safetensors file); a classifier of
-    # other classes is made anew.
-    weights: Path | None = None
+    # Start from the weights of another run (its folder, or a .safetensors file), or from the mean
+    # of several (model soups, arXiv 2203.05482); a classifier of other classes is made anew.
+    weights: Paths = ()
     # Dropout before the classifier, and the share of residual branches left out (stochastic depth).
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -101,7 +101,7 @@ class ModelRecipe:
     @property
     def has_weights(self) -> bool:
         """Whether training starts from what others learnt."""
-        return self.pretrained or self.weights is not None
+        return self.pretrained or bool(self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -106,7 +106,7 @@ def _check_optimiser(recipe: Recipe, origin: str) -> None:
 
 def _check_training(recipe: Recipe, origin: str) -> None:
     model, average, train = recipe.model, recipe.average, recipe.train
-    sources = [model.pretrained, model.weights is not None, model.initialisation != "default"]
+    sources = [model.pretrained, bool(model.weights), model.initialisation != "default"]
     if sum(sources) > 1:
         raise TrainingError(
             f"{origin}: model takes one of pretrained, weights and initialisation, not several"
@@ -135,5 +135,5 @@ def _check_feature_cache(recipe: Recipe, origin: str) -> None:
     for key in ("is_gradient_checkpointing_on", "is_compiled", "probe_every_epochs"):
         if getattr(train, key):
             raise TrainingError(f"{told} train.{key}")
-    if not recipe.model.pretrained and recipe.model.weights is None:
+    if not recipe.model.has_weights:
         raise TrainingError(f"{origin}: train.is_feature_cache_on needs pretrained weights")

@@ -1,8 +1,9 @@
-"""What a number in a recipe may be."""
+"""What a value in a recipe may be."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -11,3 +12,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _one_or_more(value: Any) -> Any:
+    several = {type(None): [], str: [value]}.get(type(value), value)
+    # Strict mode takes a list for a tuple from JSON, not from here.
+    return tuple(several) if isinstance(several, list) else several
+
+
+# One path, several or none.
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]

@@ -154,7 +154,7 @@ def _facts(splits: Splits, target: torch.device, precision: Precision) -> dict[s
 
 def _build_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
     net = build_network(recipe.model, classes=len(dataset.class_names))
-    if isinstance(net, Airbench) and recipe.model.weights is None:
+    if isinstance(net, Airbench) and not recipe.model.weights:
         some = dataset.subset(range(min(_WHITENING_IMAGES, len(dataset))))
         views = torch.from_numpy(decode_views(some, recipe.input.preprocess))
         net.whiten_like(Normalise(recipe.input.normalisation)(views))

@@ -107,7 +107,7 @@ def probe_transfer(recipe: Recipe, splits: Splits, *, max_images: int = 2000) ->
     if not recipe.model.has_weights:
         raise TrainingError("model.pretrained or model.weights is needed to tell what transfers")
     train, validation = (_some(one, max_images) for one in (splits.train, splits.validation))
-    blank = replace(recipe.model, pretrained=False, weights=None)
+    blank = replace(recipe.model, pretrained=False, weights=())
     found = []
     for model in (recipe.model, blank):
         torch.manual_seed(recipe.seed)

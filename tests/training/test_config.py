@@ -47,6 +47,28 @@ def test_overrides_are_read_as_toml_and_else_as_text():
     assert recipe.model.options == {"channels": 3}
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("runs/a", ["runs/a"]),
+        ('["runs/a", "b.safetensors"]', ["runs/a", "b.safetensors"]),
+        ("[]", []),
+    ],
+)
+def test_weights_are_of_one_run_of_several_or_of_none(given, meant, tmp_path):
+    recipe = load_recipe(DIGITS, [f"model.weights={given}"])
+    assert recipe.model.weights == tuple(map(Path, meant))
+    (tmp_path / "recipe.json").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+
+
+def test_a_recipe_that_was_written_without_weights_is_read():
+    """Runs and bundles of earlier versions have null there."""
+    document = recipe_to_dict(load_recipe(DIGITS))
+    document["model"]["weights"] = None
+    assert recipe_from_dict(document).model.weights == ()
+
+
 def test_a_recipe_cannot_be_changed():
     recipe = load_recipe(DIGITS)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -79,6 +101,8 @@ def test_a_recipe_cannot_be_changed():
         ("train.size_schedule=[[2, 16], [1, 0]]", "train.size_schedule must rise"),
         ("train.imbalance=focal", "train.imbalance: "),
         ("augment.hue=0.6", "augment.hue: "),
+        ("model.weights=3", "model.weights: "),
+        ('model.weights=["a", 3]', "model.weights.1: "),
         ("data.classes=names.json", "data.classes does nothing"),
         ("data.source=parquet", "needs data.train"),
     ],

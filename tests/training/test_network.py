@@ -73,15 +73,30 @@ def test_what_has_no_residual_branches_has_no_drop_path():
 def test_weights_of_a_run_are_taken_over_with_a_new_head_for_new_classes(tmp_path):
     source = build(classes=5)
     save_weights(tmp_path / "best.safetensors", source.state_dict())
-    same = build(classes=5, weights=tmp_path)
+    same = build(classes=5, weights=(tmp_path,))
     assert all(
         torch.equal(value, source.state_dict()[key]) for key, value in same.state_dict().items()
     )
-    other = build(classes=3, weights=tmp_path / "best.safetensors")
+    other = build(classes=3, weights=(tmp_path / "best.safetensors",))
     for key, value in other.state_dict().items():
         if not key.startswith("head."):
             assert torch.equal(value, source.state_dict()[key])
     assert other.head.weight.shape[0] == 3
+
+
+def test_several_runs_are_taken_over_as_their_mean(tmp_path):
+    sources = [build(classes=5), build(classes=5)]
+    files = [tmp_path / f"{index}.safetensors" for index in range(2)]
+    for source, file in zip(sources, files, strict=True):
+        save_weights(file, source.state_dict())
+    one, other = (source.state_dict() for source in sources)
+    net = build(classes=3, weights=tuple(files))
+    for key, value in net.state_dict().items():
+        if not key.startswith("head."):
+            assert torch.allclose(value.float(), (one[key] + other[key]) / 2), key
+    save_weights(files[1], build_model("seed:lenet5", classes=5).state_dict())
+    with pytest.raises(TrainingError, match=r"1\.safetensors: weights of another network: no"):
+        build(classes=3, weights=tuple(files))
 
 
 def test_published_weights_get_a_classifier_of_ours_where_it_is_a_convolution(tmp_path):
@@ -89,7 +104,7 @@ def test_published_weights_get_a_classifier_of_ours_where_it_is_a_convolution(tm
     save_weights(tmp_path / "w.safetensors", source.state_dict())
     net = build_model("seed:squeezenet1_1", classes=3)
     own = net.state_dict()["classifier.1.weight"].clone()
-    load_backbone(net, tmp_path / "w.safetensors", classes=3)
+    load_backbone(net, [tmp_path / "w.safetensors"], classes=3)
     assert torch.equal(net.state_dict()["classifier.1.weight"], own)
     assert torch.equal(
         net.state_dict()["features.0.weight"], source.state_dict()["features.0.weight"]
@@ -100,7 +115,7 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path):
     save_weights(tmp_path / "w.safetensors", build().state_dict())
     for name in ("seed:lenet5", "timm:test_efficientnet"):
         with pytest.raises(TrainingError, match=r"w\.safetensors: weights of another network: no"):
-            build(name, weights=tmp_path / "w.safetensors")
+            build(name, weights=(tmp_path / "w.safetensors",))
 
 
 def test_initialisation_and_norm_are_applied():
