@@ -35,6 +35,7 @@ def plot_curves(history: History, path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure  # here: only those who draw pay for the import
 
     epochs = [record["epoch"] for record in history]
+    dot = "o" if len(epochs) == 1 else ""  # no line goes through a single point
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     loss, error, rate = figure.subplots(1, 3)
     for axes, heading in ((loss, "cross-entropy"), (error, "top-1 error, %"), (rate, "lr / peak")):
@@ -42,11 +43,11 @@ def plot_curves(history: History, path: Path, *, title: str) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     for split, style in (("train", "--"), ("validation", "-")):
-        loss.plot(epochs, [record[f"{split}_loss"] for record in history], style, label=split)
+        loss.plot(epochs, [record[f"{split}_loss"] for record in history], dot + style, label=split)
         errors = [100 * (1 - record[f"{split}_top1"]) for record in history]
-        error.plot(epochs, errors, style, label=split)
+        error.plot(epochs, errors, dot + style, label=split)
     error.set_ylim(bottom=0)
-    rate.plot(epochs, [record["lr_factor"] for record in history])
+    rate.plot(epochs, [record["lr_factor"] for record in history], dot + "-")
     loss.legend()
     figure.suptitle(title, fontsize=11)
     # As a label of the figure, which the layout keeps clear of the axes.

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,6 +22,10 @@ def test_one_epoch_is_enough_for_a_plot(tmp_path):
     plot_curves([RECORD], tmp_path / "curves.png", title="one epoch")
     with Image.open(tmp_path / "curves.png") as plot:
         assert plot.format == "PNG"
+        colours = np.asarray(plot.convert("RGB"))
+    thirds = np.array_split(colours, 3, axis=1)
+    for third, colour in ((1, (31, 119, 180)), (1, (255, 127, 14)), (2, (31, 119, 180))):
+        assert (np.abs(thirds[third] - np.array(colour)).max(axis=2) < 3).sum() > 20, third
     assert len(list(tmp_path.iterdir())) == 1
 
 
