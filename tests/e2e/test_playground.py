@@ -236,11 +236,11 @@ def test_the_evidence_changes_pixels_as_far_as_its_slider_says(visit):
     assert changes[0] == 0
     assert changes[2] > changes[1] > 5
     full = one.stage_pixels()
-    one.page.locator("#answer .prediction", has_text="ship").click()
-    expect(one.page.locator(".evidence-note")).to_contain_text("“ship”")
+    one.page.locator("#answer .prediction", has_text="automobile").click()
+    expect(one.page.locator(".evidence-note")).to_contain_text("“automobile”")
     assert abs(one.stage_pixels() - full).mean() > 5
     one.page.select_option("#method", "occlusion")
-    expect(one.page.locator(".evidence-note")).to_contain_text("“ship”")
+    expect(one.page.locator(".evidence-note")).to_contain_text("“automobile”")
     expect(one.page.locator(".overlay")).to_be_visible()
     one.page.uncheck("#evidence")
     assert abs(one.stage_pixels() - bare).mean() == 0
