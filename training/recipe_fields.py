@@ -15,9 +15,12 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 def _one_or_more(value: Any) -> Any:
-    several = {type(None): [], str: [value]}.get(type(value), value)
+    if value is None:  # in what earlier versions wrote
+        return ()
+    if isinstance(value, str):
+        return (value,)
     # Strict mode takes a list for a tuple from JSON, not from here.
-    return tuple(several) if isinstance(several, list) else several
+    return tuple(value) if isinstance(value, list) else value
 
 
 # One path, several or none.
